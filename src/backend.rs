@@ -1,0 +1,101 @@
+use core::fmt;
+
+use crate::{
+    Element, Error, Result,
+    batch_norm::{ChannelNormBackward, ChannelNormForward},
+    layer_norm::RowNormForward,
+    sealed::Sealed,
+    shape::{ChannelShape, RowShape},
+};
+
+/// Where an op runs and where its tensors live. Sealed: [`Cpu`](crate::Cpu), [`Cuda`](crate::Cuda) and, for tests,
+/// `Emulated`.
+///
+/// `Ref` and `Mut` borrow elements the backend can reach, `Buf` owns them. A buffer of one backend handed to another is
+/// a type error.
+pub trait Backend: Sealed + Clone + fmt::Debug + 'static {
+    /// Owned elements.
+    type Buf<T: Element>;
+    /// A shared borrow of elements.
+    type Ref<'a, T: Element>: Clone;
+    /// An exclusive borrow of elements.
+    type Mut<'a, T: Element>;
+
+    /// Allocates `len` zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] or [`Error::Launch`] where the memory cannot be had.
+    fn zeros<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
+    /// Allocates a copy of `data`.
+    ///
+    /// # Errors
+    ///
+    /// As [`zeros`](Self::zeros).
+    fn upload<T: Element>(&self, data: &[T]) -> Result<Self::Buf<T>>;
+    /// Copies elements back to the host, after waiting for the work enqueued before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] or [`Error::Launch`] where that work or the copy failed.
+    fn download<T: Element>(&self, data: &Self::Ref<'_, T>) -> Result<Vec<T>>;
+
+    /// Borrows all of a buffer.
+    fn borrow<T: Element>(buf: &Self::Buf<T>) -> Self::Ref<'_, T>;
+    /// Borrows all of a buffer exclusively.
+    fn borrow_mut<T: Element>(buf: &mut Self::Buf<T>) -> Self::Mut<'_, T>;
+    /// The same borrow for a shorter time.
+    fn reborrow<'a, T: Element>(data: &'a Self::Ref<'_, T>) -> Self::Ref<'a, T>;
+    /// The same exclusive borrow for a shorter time.
+    fn reborrow_mut<'a, T: Element>(data: &'a mut Self::Mut<'_, T>) -> Self::Mut<'a, T>;
+    /// Elements behind a shared borrow.
+    fn len<T: Element>(data: &Self::Ref<'_, T>) -> usize;
+    /// Elements behind an exclusive borrow.
+    fn len_mut<T: Element>(data: &Self::Mut<'_, T>) -> usize;
+
+    /// Workspace of a channel norm in `f32` words, enough for every direction, type and alignment.
+    #[doc(hidden)]
+    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize;
+    /// The arguments have been checked against `shape`.
+    #[doc(hidden)]
+    fn channel_norm_fwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormForward<'_, T, Self>) -> Result<()>;
+    /// The arguments have been checked against `shape`, which may be empty.
+    #[doc(hidden)]
+    fn channel_norm_bwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormBackward<'_, T, Self>) -> Result<()>;
+    /// The arguments have been checked against `shape`.
+    #[doc(hidden)]
+    fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()>;
+}
+
+/// Scratch memory of an op, made once by the op's `workspace` method and used for many calls.
+///
+/// It is zeroed when made and belongs to one stream at a time: two calls that may run at the same time need two. An op
+/// leaves its counters zeroed, so a captured graph can be replayed without touching it.
+pub struct Workspace<B: Backend> {
+    pub(crate) words: B::Buf<f32>,
+    len: usize,
+}
+
+impl<B: Backend> Workspace<B> {
+    pub(crate) fn with_words(on: &B, len: usize) -> Result<Self> {
+        Ok(Self { words: on.zeros(len)?, len })
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<f32>()
+    }
+
+    pub(crate) fn check(&self, words: usize) -> Result<()> {
+        if self.len >= words {
+            return Ok(());
+        }
+        Err(Error::Workspace { needed: words * size_of::<f32>(), actual: self.bytes() })
+    }
+}
+
+impl<B: Backend> fmt::Debug for Workspace<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Workspace({} bytes)", self.bytes())
+    }
+}

@@ -1,0 +1,66 @@
+use half::{bf16, f16};
+
+use crate::sealed::Sealed;
+
+/// Run-time name of an [`Element`] type. The discriminants are the C ABI's `wn_dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u32)]
+pub enum DType {
+    /// IEEE single precision.
+    F32 = 0,
+    /// IEEE half precision.
+    F16 = 1,
+    /// bfloat16.
+    BF16 = 2,
+}
+
+impl DType {
+    /// Size of one element in bytes.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+/// What a GPU library asks of an element type; nothing without the `cuda` feature.
+#[cfg(feature = "cuda")]
+pub trait DeviceElement: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin {}
+/// What a GPU library asks of an element type; nothing without the `cuda` feature.
+#[cfg(not(feature = "cuda"))]
+pub trait DeviceElement {}
+
+/// A type that tensors can be stored in: `f32`, [`f16`] or [`bf16`]. Arithmetic is never done in it.
+pub trait Element:
+    Copy + Default + PartialEq + core::fmt::Debug + Send + Sync + 'static + DeviceElement + Sealed
+{
+    /// The run-time tag for this type.
+    const DTYPE: DType;
+    /// Widens; exact.
+    fn to_f32(self) -> f32;
+    /// Rounds to nearest, ties to even.
+    fn from_f32(v: f32) -> Self;
+    /// Rounds to nearest in one step, ties to even.
+    fn from_f64(v: f64) -> Self;
+}
+
+macro_rules! element {
+    ($($t:ty => $tag:ident, $to:expr, $from:expr, $from64:expr;)*) => {$(
+        impl Sealed for $t {}
+        impl DeviceElement for $t {}
+        impl Element for $t {
+            const DTYPE: DType = DType::$tag;
+            fn to_f32(self) -> f32 { $to(self) }
+            fn from_f32(v: f32) -> Self { $from(v) }
+            fn from_f64(v: f64) -> Self { $from64(v) }
+        }
+    )*};
+}
+
+element! {
+    f32 => F32, core::convert::identity, core::convert::identity, |v| v as f32;
+    f16 => F16, f16::to_f32, f16::from_f32, f16::from_f64;
+    bf16 => BF16, bf16::to_f32, bf16::from_f32, bf16::from_f64;
+}

@@ -1,0 +1,72 @@
+//! Normalization layers for NVIDIA GPUs: hand-written CUDA kernels behind a safe Rust API, with a CPU backend of the
+//! same interface.
+//!
+//! | op | forward | backward |
+//! |---|---|---|
+//! | [`BatchNorm`] | training and inference | training and inference |
+//! | [`LayerNorm`] | yes | not yet |
+//!
+//! Every op comes on two levels. The *convenience* level takes [`Tensor`]s and allocates what it returns:
+//!
+//! ```
+//! use warpnorm::{Affine, BatchNorm, Cpu, RunningStats, Tensor};
+//!
+//! let x = Tensor::from_slice(&Cpu, &[1.0_f32, 10.0, 3.0, 30.0], &[2, 2])?; // two samples of two channels
+//! let mut running = RunningStats::new(&Cpu, 2)?;
+//! let bn = BatchNorm::new(2).eps(0.0);
+//!
+//! let out = bn.forward_train(&Cpu, &x, Affine::None, Some(&mut running))?;
+//! assert_eq!(out.y.to_vec(&Cpu)?, [-1.0, -1.0, 1.0, 1.0]);
+//! assert_eq!(out.mean.to_vec(&Cpu)?, [2.0, 20.0]);
+//! # Ok::<(), warpnorm::Error>(())
+//! ```
+//!
+//! The *core* level, methods that end in `_into`, writes into buffers the caller gives and never allocates, so that it
+//! can be captured into a CUDA graph.
+//!
+//! The same code runs on a GPU: [`Cuda::new`] gives the backend, or says why there is none.
+//!
+//! # Numbers
+//!
+//! Elements are stored as `f32`, [`f16`](half::f16) or [`bf16`](half::bf16); all arithmetic and every statistic is in
+//! `f32` or wider. Statistics come from Welford's algorithm, so a mean thousands of times the spread does no harm. The
+//! same input gives the same bits, run after run: there are no floating-point atomics.
+
+#![cfg_attr(not(any(feature = "cuda", feature = "emulator")), forbid(unsafe_code))]
+
+mod affine;
+mod backend;
+mod batch_norm;
+mod cpu;
+pub mod cuda;
+mod element;
+#[cfg(feature = "emulator")]
+mod emulated;
+mod error;
+mod layer_norm;
+mod shape;
+mod tensor;
+
+pub use affine::{Affine, AffineGrad};
+pub use backend::{Backend, Workspace};
+pub use batch_norm::{
+    BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormGradients, BatchNormOutput,
+    BatchNormTrain, RunningStats, RunningStatsMut, Statistics,
+};
+pub use cpu::Cpu;
+// pub use cuda::{Cuda, CudaBuf, CudaMut, CudaRef};
+pub use element::{DType, Element};
+#[cfg(feature = "emulator")]
+pub use emulated::{Emulated, EmulatedBuf, EmulatedMut, EmulatedRef};
+pub use error::{Error, Result};
+pub use layer_norm::{LayerNorm, LayerNormForward, LayerNormOutput};
+pub use shape::Layout;
+pub use tensor::{Tensor, View, ViewMut};
+
+#[cfg(feature = "cuda")]
+pub use cudarc;
+pub use half;
+
+mod sealed {
+    pub trait Sealed {}
+}
