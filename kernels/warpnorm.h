@@ -21,10 +21,15 @@ typedef enum wn_action { WN_LAUNCH = 0, WN_PREPARE = 1 } wn_action;
 
 /* How the threads of a block share the channels of a channel norm. */
 typedef enum wn_channel_tile {
-  WN_BLOCK_PER_CHANNEL = 0, /* a block owns one channel, runs of `inner` elements */
-  WN_WARP_PER_CHANNEL = 1,  /* each warp of a block owns a channel of its own; one launch only */
+  WN_BLOCK_PER_CHANNEL = 0, /* a block owns one channel: runs of `inner` elements */
+  WN_WARP_PER_CHANNEL = 1,  /* each warp of a block owns a channel of its own; splits = 1 */
   WN_CHANNEL_COLUMNS = 2    /* inner = 1: a block owns neighboring channels, its threads walk down the rows */
 } wn_channel_tile;
+
+typedef enum wn_channel_strategy {
+  WN_SINGLE = 0, /* one launch: whoever owns a channel reads it twice, the second time from cache */
+  WN_SPLIT = 1   /* one launch for the statistics, blocks sharing channels, and one to apply them */
+} wn_channel_strategy;
 
 /* How the elements of one row are shared. */
 typedef enum wn_row_strategy {
@@ -32,20 +37,24 @@ typedef enum wn_row_strategy {
   WN_BLOCK_PER_ROW = 1 /* a block reads the row twice, the second time from cache where it fits */
 } wn_row_strategy;
 
-/* Element (o, c, i) of a tensor lies at (o * channels + c) * inner + i. Channels last is inner = 1. */
-typedef struct wn_channel_shape {
+/* A tensor as channels, and how a grid walks it. Element (o, c, i) lies at (o * channels + c) * inner + i; channels last
+ * is inner = 1. Chosen by src/cuda/plan.rs; a launcher only looks it up. */
+typedef struct wn_channel_walk {
   int64_t outer;
   int64_t channels;
   int64_t inner; /* below 2^31 */
-} wn_channel_shape;
-
-/* How to run a channel norm. Chosen by src/cuda/plan.rs; the launcher only looks it up. */
-typedef struct wn_channel_plan {
-  wn_channel_tile tile;
+  int64_t span;  /* elements of a channel that one block takes; outer * inner <= splits * span */
+  int32_t splits;  /* blocks that share a channel */
+  int32_t columns; /* WN_CHANNEL_COLUMNS: threads side by side, a power of two up to 32; else 1 */
   int32_t vec;     /* elements per memory access: 16 bytes' worth, or 1 */
-  int32_t columns; /* WN_CHANNEL_COLUMNS: lanes side by side, a power of two up to 32; else 1 */
-  int32_t splits;  /* blocks that share a channel; 1 means that the first launch is the only one */
-  int64_t span;    /* elements of a channel that one block takes; outer * inner <= splits * span */
+  wn_channel_tile tile;
+} wn_channel_walk;
+
+/* How to run a channel norm: the walk that gathers statistics, and the one that applies them (not used by WN_SINGLE). */
+typedef struct wn_channel_plan {
+  wn_channel_strategy strategy;
+  wn_channel_walk stats;
+  wn_channel_walk apply;
 } wn_channel_plan;
 
 /* BatchNorm forward.
@@ -58,7 +67,6 @@ typedef struct wn_channel_plan {
  *
  * `statistics` below is channels, or 1 with whole_batch. */
 typedef struct wn_batch_norm_fwd {
-  wn_channel_shape shape;
   const void* x;       /* [outer, channels, inner] x_dtype */
   void* y;             /* [outer, channels, inner] x_dtype */
   const void* weight;  /* [channels] param_dtype; null means ones */
@@ -67,7 +75,7 @@ typedef struct wn_batch_norm_fwd {
   float* rstd;         /* [statistics], written; null means not saved */
   float* running_mean; /* [statistics]; training: updated, or null */
   float* running_var;  /* [statistics]; training: updated, or null */
-  float* workspace;    /* see wn_batch_norm_workspace in src/cuda/plan.rs; null where splits = 1 */
+  float* workspace;    /* WN_SPLIT: zeroed before its first use, sized by src/cuda/plan.rs */
   float eps;
   float keep;
   float take;
@@ -85,7 +93,6 @@ typedef struct wn_batch_norm_fwd {
  *
  * In inference `rstd` holds running_var, from which the kernels take 1 / sqrt(var + eps). */
 typedef struct wn_batch_norm_bwd {
-  wn_channel_shape shape;
   const void* x;      /* [outer, channels, inner] x_dtype */
   const void* dy;     /* [outer, channels, inner] x_dtype */
   const void* weight; /* [channels] param_dtype; null means ones */

@@ -1,1 +1,25 @@
-//! placeholder
+//! The CUDA backend, and the planner that its kernels and the emulator's share.
+//!
+//! [`Cuda`] is there in every build. Where the kernels were not compiled, or the machine has no driver or no GPU,
+//! [`Cuda::new`] says so.
+
+#[cfg(feature = "cuda")]
+mod driver;
+pub(crate) mod launch;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_driver.rs"]
+mod driver;
+pub mod plan;
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    non_camel_case_types,
+    unsafe_code,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks
+)] // bindgen's output
+#[rustfmt::skip]
+pub(crate) mod sys;
+
+pub use driver::{Cuda, CudaBuf, CudaMut, CudaRef};

@@ -1,0 +1,52 @@
+// What the launchers of the channel norms share. Host code only.
+#pragma once
+
+#include "prim/visit.cuh"
+
+namespace WN_NAMESPACE {
+
+/// A stream, and whether to enqueue on it or only to load kernels.
+class ChannelLaunch {
+ public:
+  ChannelLaunch(wn_action action, wn_stream stream) {
+    config_.block = dim3(kThreads);
+    config_.stream = reinterpret_cast<dev::Stream>(stream);
+    config_.prepare_only = action == WN_PREPARE;
+  }
+
+  /// Launches the blocks that `Tile` needs for a walk.
+  template <class Tile, auto kKernel, class... Args>
+  dev::Status launch(const wn_channel_walk& walk, Args... args) const {
+    const int64_t blocks = Tile::blocks(walk);
+    const bool splits_fit = walk.splits == 1 || (walk.splits > 1 && Tile::kCanSplit);
+    return splits_fit ? launch_blocks<kKernel>(blocks, args...) : dev::kInvalidValue;
+  }
+
+  template <auto kKernel, class... Args> dev::Status launch_blocks(int64_t blocks, Args... args) const {
+    if (blocks < 1 || blocks > INT32_MAX) return dev::kInvalidValue;
+    dev::LaunchConfig config = config_;
+    config.grid = dim3(static_cast<unsigned>(blocks));
+    return dev::launch<kKernel>(config, args...);
+  }
+
+ private:
+  dev::LaunchConfig config_;
+};
+
+/// The parts of a channel norm's workspace. `channel_norm_workspace` in src/cuda/plan.rs sizes it.
+struct ChannelWorkspace {
+  unsigned* counters = nullptr;  // [channels], zero between calls
+  float* statistics = nullptr;   // [2, channels]
+  float* totals = nullptr;       // [2]
+  float* partials = nullptr;     // [2, splits, channels]
+
+  ChannelWorkspace(float* words, const wn_channel_walk& stats) {
+    if (!words) return;
+    counters = reinterpret_cast<unsigned*>(words);
+    statistics = words + stats.channels;
+    totals = statistics + 2 * stats.channels;
+    partials = totals + 2;
+  }
+};
+
+}  // namespace WN_NAMESPACE

@@ -1,0 +1,177 @@
+// Who owns which elements of a [outer, channels, inner] tensor. A tile gives every thread of a block the channels it
+// works for (`kLanes` neighbors starting at `channel()`), walks it through its elements of them by the chunk, and merges
+// statistics among the threads that share them. Kernels are written once, over any tile.
+//
+// A chunk is `kLoads` loads of `kVec` elements; `walk` calls `body(const int64_t (&at)[kLoads], int loads)`, where the
+// first `loads` of `at` are offsets into the tensor. `merge` is called by all threads and leaves the same bits in all
+// that share channels; `rank()` numbers these, `peers()` counts them. `kCanSplit` says whether several blocks may share
+// a channel.
+#pragma once
+
+#include "dev.cuh"
+#include "prim/reduce.cuh"
+#include "prim/vec.cuh"
+#include "warpnorm.h"
+
+namespace WN_NAMESPACE {
+
+/// Elements of one channel in a chunk of the slab tiles.
+constexpr int kSlabChunk = 8;
+
+/// `kOwners` threads, a block or a warp, own one channel.
+template <int kVecWidth, int kOwners> class SlabTile {
+  static_assert(kOwners == kThreads || kOwners == kWarp, "a block or a warp");
+  static constexpr int kPerBlock = kThreads / kOwners;
+
+ public:
+  static constexpr int kVec = kVecWidth;
+  static constexpr int kLanes = 1;
+  static constexpr int kLoads = kSlabChunk / kVec;
+  static constexpr bool kCanSplit = kOwners == kThreads;
+
+  __device__ __forceinline__ explicit SlabTile(const wn_channel_walk& walk) : walk_(walk) {
+    tiles_ = static_cast<int>((walk.channels + kPerBlock - 1) / kPerBlock);
+    tile_ = blockIdx.x % tiles_;
+    split_ = blockIdx.x / tiles_;
+    channel_ = int64_t(tile_) * kPerBlock + threadIdx.x / kOwners;
+  }
+
+  __host__ static int64_t blocks(const wn_channel_walk& walk) {
+    return (walk.channels + kPerBlock - 1) / kPerBlock * walk.splits;
+  }
+
+  __device__ __forceinline__ int tile() const { return tile_; }
+  __device__ __forceinline__ int split() const { return split_; }
+  __device__ __forceinline__ int64_t channel() const { return channel_; }
+  __device__ __forceinline__ bool live() const { return channel_ < walk_.channels; }
+  __device__ __forceinline__ int rank() const { return threadIdx.x % kOwners; }
+  __device__ __forceinline__ int peers() const { return kOwners; }
+
+  template <class Body> __device__ __forceinline__ void walk(Body body) const {
+    if (!live()) return;
+    const int64_t size = walk_.outer * walk_.inner;
+    const int64_t begin = split_ * walk_.span;
+    const int count = static_cast<int>(size - begin < walk_.span ? size - begin : walk_.span);
+    // One division in 64 bits finds the run in which the split starts; from there 32 bits do.
+    const int64_t first_run = begin / walk_.inner;
+    const unsigned inner = static_cast<unsigned>(walk_.inner);
+    const unsigned phase = static_cast<unsigned>(begin - first_run * walk_.inner);
+    const int64_t base = (first_run * walk_.channels + channel_) * walk_.inner;
+    const int64_t skip = (walk_.channels - 1) * walk_.inner;  // from the end of a run to the channel's next
+    for (int local = rank() * kVec; local < count; local += kOwners * kVec * kLoads) {
+      int64_t at[kLoads];
+      int loads = 0;
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load) {
+        const int l = local + load * kOwners * kVec;
+        if (l < count) {
+          const unsigned i = phase + l;
+          at[load] = base + i + (i / inner) * skip;
+          loads = load + 1;
+        }
+      }
+      body(at, loads);
+    }
+  }
+
+  template <class Stat> __device__ __forceinline__ Stat merge(const Stat& stat) const {
+    if constexpr (kOwners == kWarp) {
+      return warp_merge_all(stat);
+    } else {
+      return block_merge<1>(stat, 1);
+    }
+  }
+
+ private:
+  const wn_channel_walk& walk_;
+  int tiles_, tile_, split_;
+  int64_t channel_;
+};
+
+template <int kVec> using BlockTile = SlabTile<kVec, kThreads>;
+template <int kVec> using WarpTile = SlabTile<kVec, kWarp>;
+
+/// For inner = 1: a block owns `columns * kVec` neighboring channels. Threads side by side read neighboring channels of
+/// a row; the threads of one column walk down the rows.
+template <int kVecWidth> class ColumnTile {
+ public:
+  static constexpr int kVec = kVecWidth;
+  static constexpr int kLanes = kVec;
+  static constexpr int kLoads = 4;
+  static constexpr bool kCanSplit = true;
+
+  __device__ __forceinline__ explicit ColumnTile(const wn_channel_walk& walk) : walk_(walk) {
+    const int width = walk.columns * kVec;
+    tiles_ = static_cast<int>((walk.channels + width - 1) / width);
+    tile_ = blockIdx.x % tiles_;
+    split_ = blockIdx.x / tiles_;
+    channel_ = int64_t(tile_) * width + threadIdx.x % walk.columns * kVec;
+  }
+
+  __host__ static int64_t blocks(const wn_channel_walk& walk) {
+    const int64_t width = int64_t(walk.columns) * kVec;
+    return (walk.channels + width - 1) / width * walk.splits;
+  }
+
+  __device__ __forceinline__ int tile() const { return tile_; }
+  __device__ __forceinline__ int split() const { return split_; }
+  __device__ __forceinline__ int64_t channel() const { return channel_; }
+  __device__ __forceinline__ bool live() const { return channel_ < walk_.channels; }
+  __device__ __forceinline__ int rank() const { return threadIdx.x / walk_.columns; }
+  __device__ __forceinline__ int peers() const { return kThreads / walk_.columns; }
+
+  template <class Body> __device__ __forceinline__ void walk(Body body) const {
+    if (!live()) return;
+    const int64_t begin = split_ * walk_.span;
+    const int count = static_cast<int>(walk_.outer - begin < walk_.span ? walk_.outer - begin : walk_.span);
+    const int64_t base = begin * walk_.channels + channel_;
+    for (int local = rank(); local < count; local += peers() * kLoads) {
+      int64_t at[kLoads];
+      int loads = 0;
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load) {
+        const int row = local + load * peers();
+        if (row < count) {
+          at[load] = base + row * walk_.channels;
+          loads = load + 1;
+        }
+      }
+      body(at, loads);
+    }
+  }
+
+  template <class Stat> __device__ __forceinline__ Stat merge(const Stat& stat) const {
+    return block_merge<kWarp>(stat, walk_.columns);
+  }
+
+ private:
+  const wn_channel_walk& walk_;
+  int tiles_, tile_, split_;
+  int64_t channel_;
+};
+
+/// Reads the first `loads` of a chunk; the rest become zeros.
+template <class T, int kVec, int kLoads>
+__device__ __forceinline__ void load_chunk(float (&values)[kLoads][kVec], const T* x, const int64_t (&at)[kLoads],
+                                           int loads) {
+#pragma unroll
+  for (int k = 0; k < kLoads; ++k) {
+    if (k < loads) {
+      load(values[k], x + at[k]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) values[k][i] = 0.f;
+    }
+  }
+}
+
+/// Writes the first `loads` of a chunk.
+template <class T, int kVec, int kLoads>
+__device__ __forceinline__ void store_chunk(T* y, const float (&values)[kLoads][kVec], const int64_t (&at)[kLoads],
+                                            int loads) {
+#pragma unroll
+  for (int k = 0; k < kLoads; ++k)
+    if (k < loads) store(y + at[k], values[k]);
+}
+
+}  // namespace WN_NAMESPACE

@@ -1,0 +1,155 @@
+// Mergeable statistics. Each holds `kLanes` channels that share a count of values, and takes values by the chunk: a
+// few loads of a few elements each that a thread has in registers. Merging with an empty partial changes nothing, so
+// threads that saw no data need no special case.
+#pragma once
+
+#include "dev.cuh"
+
+namespace WN_NAMESPACE {
+
+/// Mean and sum of squared deviations: Welford's algorithm by chunks, with Chan's pairwise merge.
+///
+/// A chunk sums differences from its first element, and a merge moves the mean by a share of a difference, so equal
+/// values give exactly their own value as the mean, and exactly zero deviations.
+template <int kLanes> struct Moments {
+  float count;
+  float mean[kLanes];
+  float m2[kLanes];
+
+  __device__ __forceinline__ static Moments empty() {
+    Moments m;
+    m.count = 0.f;
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) m.mean[lane] = m.m2[lane] = 0.f;
+    return m;
+  }
+
+  /// The first `loads` of `values`. One lane takes all elements of a load; else each lane takes one of them.
+  template <int kLoads, int kVec> __device__ __forceinline__ void push(const float (&values)[kLoads][kVec], int loads) {
+    static_assert(kLanes == 1 || kLanes == kVec, "a lane takes all elements of a load, or one");
+    constexpr int kPerLoad = kLanes == 1 ? kVec : 1;
+    const float n = static_cast<float>(loads * kPerLoad);
+    const float inverse_n = loads == kLoads ? 1.f / (kLoads * kPerLoad) : 1.f / n;
+    const float share = n / (count + n);
+    Moments chunk;
+    chunk.count = n;
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float pivot = values[0][lane];
+      float sum = 0.f;
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load)
+#pragma unroll
+        for (int i = 0; i < kPerLoad; ++i) sum += load < loads ? values[load][lane + i] - pivot : 0.f;
+      chunk.mean[lane] = pivot + sum * inverse_n;
+      float m2 = 0.f;
+#pragma unroll
+      for (int load = 0; load < kLoads; ++load)
+#pragma unroll
+        for (int i = 0; i < kPerLoad; ++i) {
+          const float deviation = load < loads ? values[load][lane + i] - chunk.mean[lane] : 0.f;
+          m2 += deviation * deviation;
+        }
+      chunk.m2[lane] = m2;
+    }
+    merge(chunk, share);
+  }
+
+  __device__ __forceinline__ void merge(const Moments& other) {
+    if (other.count != 0.f) merge(other, other.count / (count + other.count));
+  }
+
+  /// Biased variance.
+  __device__ __forceinline__ float var(int lane) const { return m2[lane] / count; }
+
+ private:
+  /// `share` is the other's part of the count of both.
+  __device__ __forceinline__ void merge(const Moments& other, float share) {
+    if (count == 0.f) {
+      *this = other;
+      return;
+    }
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float delta = other.mean[lane] - mean[lane];
+      mean[lane] += delta * share;
+      m2[lane] += other.m2[lane] + delta * delta * (count * share);
+    }
+    count += other.count;
+  }
+};
+
+/// Two plain sums, those of dy and of dy * x_hat.
+template <int kLanes> struct GradSums {
+  float dy[kLanes];
+  float dy_x_hat[kLanes];
+
+  __device__ __forceinline__ static GradSums empty() {
+    GradSums s;
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) s.dy[lane] = s.dy_x_hat[lane] = 0.f;
+    return s;
+  }
+
+  /// The first `loads` of `dy` and of `x_hat`, summed among themselves first.
+  template <int kLoads, int kVec>
+  __device__ __forceinline__ void push(const float (&dys)[kLoads][kVec], const float (&x_hats)[kLoads][kVec],
+                                       int loads) {
+    static_assert(kLanes == 1 || kLanes == kVec, "a lane takes all elements of a load, or one");
+    constexpr int kPerLoad = kLanes == 1 ? kVec : 1;
+    GradSums chunk = empty();
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      if (load >= loads) break;
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane)
+#pragma unroll
+        for (int i = 0; i < kPerLoad; ++i) {
+          chunk.dy[lane] += dys[load][lane + i];
+          chunk.dy_x_hat[lane] += dys[load][lane + i] * x_hats[load][lane + i];
+        }
+    }
+    merge(chunk);
+  }
+
+  __device__ __forceinline__ void merge(const GradSums& other) {
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      dy[lane] += other.dy[lane];
+      dy_x_hat[lane] += other.dy_x_hat[lane];
+    }
+  }
+};
+
+/// A long chain of chunks, merged as a tree of three levels: no accumulator takes more than `kChain` updates before it
+/// is merged into the next, until 2^18 chunks of a thread. Rounding grows with the longest chain.
+struct MomentsCascade {
+  static constexpr int kChain = 64;
+  Moments<1> chunks, groups, all;
+  int pushes;
+
+  __device__ __forceinline__ static MomentsCascade empty() {
+    return {Moments<1>::empty(), Moments<1>::empty(), Moments<1>::empty(), 0};
+  }
+
+  template <int kLoads, int kVec> __device__ __forceinline__ void push(const float (&values)[kLoads][kVec], int loads) {
+    chunks.push(values, loads);
+    if (++pushes % kChain != 0) return;
+    groups.merge(chunks);
+    chunks = Moments<1>::empty();
+    if (pushes % (kChain * kChain) != 0) return;
+    all.merge(groups);
+    groups = Moments<1>::empty();
+  }
+
+  __device__ __forceinline__ Moments<1> total() {
+    groups.merge(chunks);
+    all.merge(groups);
+    return all;
+  }
+};
+
+/// Reciprocal standard deviation. Not rsqrtf, which may err by two units in the last place.
+__device__ __forceinline__ float reciprocal_std(float var, float eps) { return 1.f / sqrtf(var + eps); }
+
+}  // namespace WN_NAMESPACE
