@@ -7,14 +7,15 @@
 namespace WN_NAMESPACE {
 namespace {
 
+/// `sums` is where a later launch finds the sums, null where there is none.
 dev::Status launch_reduce(const wn_batch_norm_bwd& args, const wn_channel_walk& walk, const ChannelLaunch& on,
-                          const ChannelWorkspace& workspace, bool stats_only) {
+                          const ChannelWorkspace& workspace, float* sums, bool stats_only) {
   return visit_dtype(args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
     return visit_tile<T>(walk, [&](auto tile) {
       using Tile = typename decltype(tile)::type;
       return on.launch<Tile, batch_norm_bwd_reduce<T, Tile>>(walk, args, walk, workspace.partials, workspace.counters,
-                                                             stats_only ? workspace.statistics : nullptr, stats_only);
+                                                             sums, stats_only);
     });
   });
 }
@@ -48,13 +49,13 @@ int32_t batch_norm_bwd(const wn_batch_norm_bwd* args, const wn_channel_plan* pla
   const ChannelWorkspace workspace(args->workspace, plan->stats);
   const bool sums_wanted = args->dweight || args->dbias;
   if (args->running_only) {
-    return sums_wanted ? launch_reduce(*args, plan->stats, on, workspace, true)
+    return sums_wanted ? launch_reduce(*args, plan->stats, on, workspace, nullptr, true)
                        : launch_apply(*args, plan->apply, on, workspace);
   }
   switch (plan->strategy) {
-    case WN_SINGLE: return launch_reduce(*args, plan->stats, on, workspace, args->dx == nullptr);
+    case WN_SINGLE: return launch_reduce(*args, plan->stats, on, workspace, nullptr, args->dx == nullptr);
     case WN_SPLIT: {
-      dev::Status status = launch_reduce(*args, plan->stats, on, workspace, true);
+      dev::Status status = launch_reduce(*args, plan->stats, on, workspace, workspace.statistics, true);
       if (status != dev::kSuccess || !args->dx) return status;
       if (args->whole_batch) status = launch_combine(*args, plan->stats.channels, on, workspace);
       if (status != dev::kSuccess) return status;

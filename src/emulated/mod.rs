@@ -205,14 +205,14 @@ impl Backend for Emulated {
     type Mut<'a, T: Element> = EmulatedMut<'a, T>;
 
     fn zeros<T: Element>(&self, len: usize) -> Result<EmulatedBuf<T>> {
-        let buf = EmulatedBuf::new(len)?;
+        let buf = EmulatedBuf::<T>::new(len)?;
         // SAFETY: the buffer has this many bytes.
         check("zero", unsafe { sys::wn_emulated_zero(buf.data.cast(), buf.bytes()) })?;
         Ok(buf)
     }
 
     fn upload<T: Element>(&self, data: &[T]) -> Result<EmulatedBuf<T>> {
-        let buf = EmulatedBuf::new(data.len())?;
+        let buf = EmulatedBuf::<T>::new(data.len())?;
         // SAFETY: both sides have this many bytes.
         let code = unsafe { sys::wn_emulated_copy_in(buf.data.cast(), data.as_ptr().cast(), buf.bytes()) };
         check("copy_in", code)?;
