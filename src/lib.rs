@@ -68,6 +68,11 @@ pub use tensor::{Tensor, View, ViewMut};
 pub use cudarc;
 pub use half;
 
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod sealed {
     pub trait Sealed {}
 }
