@@ -7,16 +7,19 @@
 
 namespace WN_NAMESPACE {
 
-/// What a thread knows of its channels: dx = rstd * (weight * dy - mean_g - x_hat * mean_gx).
+/// What a thread knows of its channels: dx = rstd * (weight * dy - mean_g - x_hat * mean_gx), or, where the statistics
+/// are constants, dx = rstd * weight * dy. (Not the same with zeros as the means: x_hat may be infinite.)
 template <int kLanes> struct ChannelGrad {
+  bool constant;
   float mean[kLanes], rstd[kLanes], weight[kLanes];
   float mean_g[kLanes], mean_gx[kLanes];
 
-  /// Reads statistics and weights; the means of g and g * x_hat are zero, as they are in inference.
+  /// Reads statistics and weights; the means of g and g * x_hat are zero until they are known.
   template <class T, class Tile>
   __device__ __forceinline__ static ChannelGrad read(const Tile& tile, const wn_batch_norm_bwd& args) {
     const Params<T> weights = weight_params<T>(args.weight, args.param_dtype);
     ChannelGrad c;
+    c.constant = args.running_only;
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) {
       c.mean[lane] = c.rstd[lane] = c.weight[lane] = c.mean_g[lane] = c.mean_gx[lane] = 0.f;
@@ -32,7 +35,8 @@ template <int kLanes> struct ChannelGrad {
 
   __device__ __forceinline__ float x_hat(float x, int lane) const { return (x - mean[lane]) * rstd[lane]; }
   __device__ __forceinline__ float dx(float dy, float x_hat, int lane) const {
-    return rstd[lane] * (weight[lane] * dy - mean_g[lane] - x_hat * mean_gx[lane]);
+    const float g = weight[lane] * dy;
+    return rstd[lane] * (constant ? g : g - mean_g[lane] - x_hat * mean_gx[lane]);
   }
 };
 

@@ -107,8 +107,10 @@ pub(super) fn backward<T: Element>(shape: ChannelShape, args: ChannelNormBackwar
             let (mean, rstd) = centers.at(channel);
             let (weight, mean_g, mean_gx) = (affine.weight[channel], mean_g[channel], mean_gx[channel]);
             for ((x, dy), dx) in x[run.clone()].iter().zip(&dy[run.clone()]).zip(&mut dx[run]) {
-                let x_hat = (wide(*x) - mean) * rstd;
-                *dx = T::from_f64(rstd * (wide(*dy) * weight - mean_g - x_hat * mean_gx));
+                let g = wide(*dy) * weight;
+                // Constant statistics are not the same as means of zero: x_hat may be infinite.
+                let moved = if training { mean_g + (wide(*x) - mean) * rstd * mean_gx } else { 0.0 };
+                *dx = T::from_f64(rstd * (g - moved));
             }
         });
     }
