@@ -61,6 +61,19 @@ macro_rules! element {
 
 element! {
     f32 => F32, core::convert::identity, core::convert::identity, |v| v as f32;
-    f16 => F16, f16::to_f32, f16::from_f32, f16::from_f64;
-    bf16 => BF16, bf16::to_f32, bf16::from_f32, bf16::from_f64;
+    f16 => F16, f16::to_f32, f16::from_f32, |v| f16::from_f32(round_to_odd(v));
+    bf16 => BF16, bf16::to_f32, bf16::from_f32, |v| bf16::from_f32(round_to_odd(v));
+}
+
+/// Of the two `f32` around `v`, the one with the odd last bit; `v` itself where it is one. Rounding that to nearest with
+/// at least two bits less gives what rounding `v` in one step would (Boldo and Melquiond, "Emulation of a FMA and
+/// correctly rounded sums", 2008); rounding to nearest twice would not.
+fn round_to_odd(v: f64) -> f32 {
+    let nearest = v as f32;
+    let bits = nearest.to_bits();
+    if f64::from(nearest) == v || v.is_nan() || bits & 1 == 1 {
+        return nearest;
+    }
+    let outward = v.abs() > f64::from(nearest).abs();
+    f32::from_bits(if outward { bits + 1 } else { bits - 1 })
 }

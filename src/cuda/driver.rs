@@ -1,7 +1,7 @@
 //! The GPU through cudarc: streams, memory and addresses.
 #![allow(unsafe_code)]
 
-use core::{fmt, marker::PhantomData};
+use core::{error::Error as _, fmt, marker::PhantomData};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{
@@ -185,7 +185,10 @@ fn driver_library() -> Result<()> {
             // SAFETY: loading NVIDIA's driver runs its initializers, which every CUDA program does.
             match unsafe { libloading::Library::new(name) } {
                 Ok(library) => return Ok(library),
-                Err(e) => message = e.to_string(),
+                Err(e) => {
+                    let reason = e.source().map_or_else(|| e.to_string(), ToString::to_string);
+                    message = format!("{name} cannot be loaded ({reason})");
+                }
             }
         }
         Err(message)
