@@ -1,0 +1,139 @@
+//! What can be said of the CUDA backend on any machine, and what takes a GPU.
+
+use warpnorm::{Cuda, Error};
+
+#[test]
+fn a_backend_that_cannot_be_had_says_why_without_a_panic() {
+    let compiled = cfg!(wn_cuda_kernels);
+    match Cuda::new(0) {
+        Ok(on) => assert!(compiled, "{on:?} came from nowhere"),
+        Err(error @ Error::NotCompiled(_)) => {
+            assert!(!compiled);
+            let text = error.to_string();
+            assert!(text.contains("nvcc") && text.contains("require-cuda"), "what to do is missing: {text}");
+        }
+        Err(error @ (Error::NoDriver(_) | Error::NoDevice { .. })) => {
+            assert!(compiled, "{error}");
+            assert!(error.to_string().starts_with("no "), "{error}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_foreign_stream_is_refused_the_same_way() {
+    if Cuda::new(0).is_ok() {
+        return;
+    }
+    // SAFETY: there is no backend, so the null stream is not looked at.
+    let refused = unsafe { Cuda::from_raw_stream(0, std::ptr::null_mut()) }.unwrap_err();
+    assert_eq!(refused, Cuda::new(0).unwrap_err());
+}
+
+#[cfg(feature = "cuda")]
+mod on_a_gpu {
+    use warpnorm::{
+        Affine, BatchNorm, BatchNormEval, BatchNormTrain, Cuda, CudaMut, CudaRef, Error, LayerNorm, RunningStats,
+        Tensor,
+        cudarc::driver::{
+            CudaContext, DevicePtr, DevicePtrMut,
+            sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
+        },
+    };
+
+    use crate::support::gpu;
+
+    fn wave(len: usize) -> Vec<f32> {
+        (0..len).map(|i| (i as f32 * 0.37).sin()).collect()
+    }
+
+    #[test]
+    fn a_buffer_of_another_context_is_refused_by_name() {
+        let Some(on) = gpu() else { return };
+        let other = CudaContext::new_non_primary(0, 0).unwrap().new_stream().unwrap();
+        let x = other.clone_htod(&wave(64)).unwrap();
+        on.stream().context().bind_to_thread().unwrap();
+        let y = on.stream().alloc_zeros::<f32>(64).unwrap();
+        let (mean, var) = (on.stream().alloc_zeros::<f32>(4).unwrap(), on.stream().alloc_zeros::<f32>(4).unwrap());
+        let mut y = y;
+        let args = BatchNormEval {
+            x: on.view(&x, &[16, 4]).unwrap(),
+            y: on.view_mut(&mut y, &[16, 4]).unwrap(),
+            affine: Affine::None,
+            running_mean: CudaRef::from(&mean),
+            running_var: CudaRef::from(&var),
+        };
+        let refused = BatchNorm::new(4).forward_eval_into(&on, args).unwrap_err();
+        assert_eq!(refused, Error::WrongDevice { arg: "x" });
+        assert_eq!(on.stream().clone_dtoh(&y).unwrap(), [0.0; 64]);
+    }
+
+    #[test]
+    fn a_raw_stream_and_raw_addresses_give_the_same_bits() {
+        let Some(on) = gpu() else { return };
+        let x = Tensor::from_slice(&on, &wave(600), &[6, 100]).unwrap();
+        let want = LayerNorm::new(100).forward(&on, &x, Affine::None).unwrap().y.to_vec(&on).unwrap();
+
+        let stream = on.stream();
+        // SAFETY: the stream outlives `raw`, and belongs to this GPU's primary context.
+        let raw = unsafe { Cuda::from_raw_stream(0, stream.cu_stream().cast()) }.unwrap();
+        let input = stream.clone_htod(&wave(600)).unwrap();
+        let mut output = stream.alloc_zeros::<f32>(600).unwrap();
+        {
+            let (input, _reading) = input.device_ptr(stream);
+            let (output, _writing) = output.device_ptr_mut(stream);
+            // SAFETY: both are 600 elements on this GPU, used on the stream that made them.
+            let (x, y) = unsafe { (CudaRef::<f32>::from_raw(input, 600), CudaMut::<f32>::from_raw(output, 600)) };
+            let args = warpnorm::LayerNormForward {
+                x: raw.view(x, &[6, 100]).unwrap(),
+                y: raw.view_mut(y, &[6, 100]).unwrap(),
+                affine: Affine::None,
+                mean: None,
+                rstd: None,
+            };
+            LayerNorm::new(100).forward_into(&raw, args).unwrap();
+        }
+        assert_eq!(stream.clone_dtoh(&output).unwrap(), want);
+    }
+
+    #[test]
+    fn a_captured_graph_replays_to_the_bits_of_the_call() {
+        let Some(on) = gpu() else { return };
+        // SAFETY: all memory of this test is used on one stream, in order.
+        unsafe { on.stream().context().disable_event_tracking() };
+        for dims in [[4, 8, 5, 5], [16, 4, 64, 64]] {
+            let x = Tensor::from_slice(&on, &wave(dims.iter().product()), &dims).unwrap();
+            let mut y = Tensor::zeros(&on, &dims).unwrap();
+            let mut running = RunningStats::new(&on, dims[1]).unwrap();
+            let bn = BatchNorm::new(dims[1]);
+            let mut workspace = bn.workspace(&on, &x).unwrap();
+            on.warm_up().unwrap();
+            on.synchronize().unwrap();
+            on.stream().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+            let args = BatchNormTrain {
+                x: x.view(),
+                y: y.view_mut(),
+                affine: Affine::None,
+                mean: None,
+                rstd: None,
+                running: Some(running.borrow_mut()),
+                workspace: &mut workspace,
+            };
+            let captured = bn.forward_train_into(&on, args);
+            let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let graph = on.stream().end_capture(flags).unwrap().unwrap();
+            captured.unwrap();
+            for _ in 0..3 {
+                graph.launch().unwrap();
+            }
+            let mut eager_running = RunningStats::new(&on, dims[1]).unwrap();
+            let mut eager = Vec::new();
+            for _ in 0..3 {
+                let out = bn.forward_train(&on, &x, Affine::None, Some(&mut eager_running)).unwrap();
+                eager = out.y.to_vec(&on).unwrap();
+            }
+            assert_eq!(y.to_vec(&on).unwrap(), eager);
+            assert_eq!(running.var.to_vec(&on).unwrap(), eager_running.var.to_vec(&on).unwrap());
+        }
+    }
+}

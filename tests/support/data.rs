@@ -1,0 +1,94 @@
+//! Random problems. A seed always gives the same one.
+
+use core::f64::consts::TAU;
+
+use warpnorm::{Layout, Statistics};
+
+use super::problem::{Op, Problem, Running};
+
+/// SplitMix64.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Evenly distributed over `(0, 1]`.
+    pub(crate) fn unit(&mut self) -> f64 {
+        ((self.bits() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    pub(crate) fn flip(&mut self) -> bool {
+        self.bits() >> 63 == 1
+    }
+
+    /// Normally distributed, mean 0, standard deviation 1.
+    pub(crate) fn normal(&mut self) -> f64 {
+        (-2.0 * self.unit().ln()).sqrt() * (TAU * self.unit()).cos()
+    }
+
+    pub(crate) fn normals(&mut self, len: usize, mean: f64, sd: f64) -> Vec<f64> {
+        (0..len).map(|_| mean + sd * self.normal()).collect()
+    }
+}
+
+/// A training problem of normally distributed `x` and `dy`, with weight and bias and running statistics.
+pub(crate) fn batch_norm_train(dims: &[usize], layout: Layout, seed: u64) -> Problem {
+    let mut problem = batch_norm(Op::BatchNormTrain, dims, layout, seed);
+    problem.momentum = Some(0.1);
+    problem
+}
+
+/// An inference problem likewise.
+pub(crate) fn batch_norm_eval(dims: &[usize], layout: Layout, seed: u64) -> Problem {
+    batch_norm(Op::BatchNormEval, dims, layout, seed)
+}
+
+/// A LayerNorm over the last `norm_dims` dimensions, likewise.
+pub(crate) fn layer_norm(dims: &[usize], norm_dims: usize, seed: u64) -> Problem {
+    let params = dims[dims.len() - norm_dims..].iter().product();
+    problem(Op::LayerNorm, dims, Layout::ChannelsFirst, norm_dims, params, seed)
+}
+
+fn batch_norm(op: Op, dims: &[usize], layout: Layout, seed: u64) -> Problem {
+    let channels = match layout {
+        Layout::ChannelsFirst => dims[1],
+        Layout::ChannelsLast => dims[dims.len() - 1],
+    };
+    let mut problem = problem(op, dims, layout, 0, channels, seed);
+    problem.running = Some(running(channels, seed));
+    problem
+}
+
+/// Running statistics as of some batches before.
+pub(crate) fn running(len: usize, seed: u64) -> Running {
+    let mut rng = Rng(!seed);
+    // Exact in f32, which is what they are stored in.
+    let as_f32 = |v: f64| f64::from(v as f32);
+    let mean = rng.normals(len, 0.0, 1.0).into_iter().map(as_f32).collect();
+    Running { mean, var: (0..len).map(|_| as_f32(0.25 + 3.0 * rng.unit())).collect() }
+}
+
+fn problem(op: Op, dims: &[usize], layout: Layout, norm_dims: usize, params: usize, seed: u64) -> Problem {
+    let mut rng = Rng(seed);
+    let len = dims.iter().product();
+    Problem {
+        op,
+        dims: dims.to_vec(),
+        layout,
+        statistics: Statistics::PerChannel,
+        norm_dims,
+        x: vec![rng.normals(len, 0.5, 2.0)],
+        dy: rng.normals(len, 0.0, 1.0),
+        weight: Some(rng.normals(params, 1.0, 0.5)),
+        bias: Some(rng.normals(params, 0.0, 0.5)),
+        eps: 1e-5,
+        running: None,
+        momentum: None,
+        batches: 0,
+    }
+}

@@ -1,0 +1,168 @@
+//! What the tests share: backends to run on, data, and the rule that outputs are judged by.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    io::{self, Write},
+    path::PathBuf,
+    sync::Once,
+};
+
+use warpnorm::{Cuda, Element, Result};
+
+pub(crate) mod data;
+#[allow(dead_code)] // the example `verify` shares it and writes files
+pub(crate) mod golden;
+pub(crate) mod judge;
+pub(crate) mod problem;
+pub(crate) mod reference;
+pub(crate) mod run;
+
+use judge::Verdict;
+use problem::{Problem, Values};
+use run::{Options, Sliced};
+
+/// Makes tests of generic functions: `claim::<T, B>(&on)` for every element type and backend.
+///
+/// A test of the GPU passes where there is none, after saying `skipped`; see [`gpu`].
+macro_rules! on_every_backend {
+    ($($claim:ident),+ $(,)?) => {$(
+        mod $claim {
+            use warpnorm::{Cpu, half::{bf16, f16}};
+            #[cfg(feature = "emulator")]
+            use warpnorm::Emulated;
+            use super::$claim as claim;
+            use $crate::support::gpu;
+
+            #[test]
+            fn cpu_f32() {
+                claim::<f32, _>(&Cpu);
+            }
+            #[test]
+            fn cpu_f16() {
+                claim::<f16, _>(&Cpu);
+            }
+            #[test]
+            fn cpu_bf16() {
+                claim::<bf16, _>(&Cpu);
+            }
+
+            #[test]
+            fn cuda_f32() {
+                gpu().iter().for_each(claim::<f32, _>);
+            }
+            #[test]
+            fn cuda_f16() {
+                gpu().iter().for_each(claim::<f16, _>);
+            }
+            #[test]
+            fn cuda_bf16() {
+                gpu().iter().for_each(claim::<bf16, _>);
+            }
+
+            #[cfg(feature = "emulator")]
+            #[test]
+            fn emulated_f32() {
+                claim::<f32, _>(&Emulated::new());
+            }
+            #[cfg(feature = "emulator")]
+            #[test]
+            fn emulated_f16() {
+                claim::<f16, _>(&Emulated::new());
+            }
+            #[cfg(feature = "emulator")]
+            #[test]
+            fn emulated_bf16() {
+                claim::<bf16, _>(&Emulated::new());
+            }
+        }
+    )+};
+}
+pub(crate) use on_every_backend;
+
+/// The first GPU, or `None` after saying so once. With `WARPNORM_REQUIRE_GPU=1` a missing GPU is a failure, so that a
+/// run that was meant to have one cannot pass by skipping.
+pub(crate) fn gpu() -> Option<Cuda> {
+    static SAID: Once = Once::new();
+    match Cuda::new(0) {
+        Ok(on) => Some(on),
+        Err(error) if env::var_os("WARPNORM_REQUIRE_GPU").is_some_and(|v| v == "1") => {
+            panic!("WARPNORM_REQUIRE_GPU is set: {error}")
+        }
+        Err(error) => {
+            // Not `eprintln!`, which the test harness keeps to itself where a test passes.
+            SAID.call_once(|| drop(writeln!(io::stderr(), "skipped: {error}")));
+            None
+        }
+    }
+}
+
+/// Whether shapes must be small: the emulator's access checker does about a million elements a second.
+pub(crate) fn small() -> bool {
+    cfg!(feature = "emulator-check")
+}
+
+/// A file or folder of `tests/data`, or of the folder that `WARPNORM_TEST_DATA` names in its place.
+pub(crate) fn data_dir(name: &str) -> PathBuf {
+    let dir = env::var_os("WARPNORM_TEST_DATA").map(PathBuf::from);
+    dir.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data")).join(name)
+}
+
+/// Runs the problem, rounded to the types of the run, and panics unless every output is within the rule.
+pub(crate) fn check<T: Element, B: Sliced>(on: &B, problem: &Problem, options: &Options) -> Values {
+    let types = options.types(T::DTYPE);
+    let problem = problem.rounded(types.data, types.affine);
+    let got = expect(&problem, options, run::run::<T, B>(on, &problem, options));
+    let expected = reference::reference(&problem);
+    let verdicts = judge::judge(&problem, &expected, &BTreeMap::new(), &got, types);
+    expect_all_right(&format!("{} {options:?}", describe(&problem)), &verdicts, &expected, &got);
+    got
+}
+
+/// The run's outputs, which must be there.
+fn expect(problem: &Problem, options: &Options, got: Result<Values>) -> Values {
+    got.unwrap_or_else(|error| panic!("{} {options:?}: {error}", describe(problem)))
+}
+
+/// The outputs for a problem that is not judged. Its numbers must be exact in the types of the run.
+pub(crate) fn outputs<T: Element, B: Sliced>(on: &B, problem: &Problem, options: &Options) -> Values {
+    expect(problem, options, run::run::<T, B>(on, problem, options))
+}
+
+/// Panics with every tensor that is off, its worst element first.
+pub(crate) fn expect_all_right(
+    what: &str,
+    verdicts: &BTreeMap<&'static str, Verdict>,
+    expected: &Values,
+    got: &Values,
+) {
+    let mut complaints = Vec::new();
+    for (name, Verdict { worst, at, .. }) in verdicts.iter().filter(|(_, verdict)| !verdict.ok) {
+        let found = match (got.get(name), expected.get(name)) {
+            (Some(got), Some(expected)) => format!("{:e} instead of {:e}", got[*at], expected[*at]),
+            _ => format!("{:e}", got["y"][*at]),
+        };
+        complaints.push(format!("\n  {name}[{at}] is {found}, {worst:.3} of what is allowed"));
+    }
+    assert!(complaints.is_empty(), "{what}:{}", complaints.concat());
+}
+
+/// The problem without its elements.
+pub(crate) fn describe(problem: &Problem) -> String {
+    let Problem { op, dims, layout, statistics, norm_dims, eps, momentum, .. } = problem;
+    let over =
+        if *norm_dims > 0 { format!("over {norm_dims}") } else { format!("{layout:?} {statistics:?}") };
+    let parameters = match (&problem.weight, &problem.bias) {
+        (Some(_), Some(_)) => "weight and bias",
+        (Some(_), None) => "weight",
+        (None, Some(_)) => "bias",
+        (None, None) => "no parameters",
+    };
+    format!("{op:?} {dims:?} {over}, {parameters}, eps {eps}, momentum {momentum:?}")
+}
+
+/// The bits of every tensor, for comparisons that no rounding may pass. All NaN are one.
+pub(crate) fn bits(values: &Values) -> BTreeMap<&'static str, Vec<u64>> {
+    let bits = |v: &f64| if v.is_nan() { f64::NAN.to_bits() } else { v.to_bits() };
+    values.iter().map(|(&name, values)| (name, values.iter().map(bits).collect())).collect()
+}
