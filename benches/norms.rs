@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use warpnorm::{
-    Affine, AffineGrad, Backend, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, Cpu, Cuda, Element, LayerNorm,
-    LayerNormForward, Result, Tensor,
+    Affine, AffineGrad, Backend, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, Cpu, Cuda, Element,
+    LayerNorm, LayerNormForward, Result, Tensor,
     half::{bf16, f16},
 };
 
@@ -89,7 +89,8 @@ fn run<T: Element, B: Timed>(c: &mut Criterion, on: &B, backend: &str, shape: &S
         let layer_norm = LayerNorm::new(shape.dims[1]);
         let mut forward = || {
             let (x, y) = (x.view(), y.view_mut());
-            layer_norm.forward_into(on, LayerNormForward { x, y, affine: Affine::None, mean: None, rstd: None })
+            layer_norm
+                .forward_into(on, LayerNormForward { x, y, affine: Affine::None, mean: None, rstd: None })
         };
         measure(c, on, &name("layer_norm_fwd"), 2 * bytes, &mut forward);
         return Ok(());
@@ -130,7 +131,13 @@ fn run<T: Element, B: Timed>(c: &mut Criterion, on: &B, backend: &str, shape: &S
     Ok(())
 }
 
-fn measure<B: Timed>(c: &mut Criterion, on: &B, name: &str, floor_bytes: u64, body: &mut dyn FnMut() -> Result<()>) {
+fn measure<B: Timed>(
+    c: &mut Criterion,
+    on: &B,
+    name: &str,
+    floor_bytes: u64,
+    body: &mut dyn FnMut() -> Result<()>,
+) {
     body().expect("the shapes fit");
     let mut group = c.benchmark_group("norms");
     group.throughput(Throughput::Bytes(floor_bytes));

@@ -34,7 +34,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let got = stream.clone_dtoh(&y)?;
     stream.synchronize()?;
-    let want = bn.forward_train(&Cpu, &Tensor::from_slice(&Cpu, &host, &dims)?, Affine::None, None)?.y.to_vec(&Cpu)?;
+    let want = bn
+        .forward_train(&Cpu, &Tensor::from_slice(&Cpu, &host, &dims)?, Affine::None, None)?
+        .y
+        .to_vec(&Cpu)?;
     let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
     println!("{on:?}: {} elements, at most {worst:.1e} from the CPU's result", got.len());
     if worst < 1e-5 { Ok(()) } else { Err("GPU and CPU disagree".into()) }

@@ -174,7 +174,8 @@ mod report {
                     let running = RunningStats::new(on, channels)?;
                     let weight = Tensor::from_slice(on, &vec![1.0; channels], &[channels])?;
                     let bias = Tensor::zeros(on, &[channels])?;
-                    let (y, launches) = on.record(|| bn.forward_eval(on, &x, Affine::f32(&weight, &bias), &running));
+                    let (y, launches) =
+                        on.record(|| bn.forward_eval(on, &x, Affine::f32(&weight, &bias), &running));
                     y?;
                     row("BatchNorm eval fwd", 2, launches).print();
                     let affine = Affine::f32(&weight, &bias);

@@ -42,10 +42,9 @@ impl<'a, T: Element, B: Backend> Affine<'a, T, B> {
                 weight: weight.as_ref().map(B::reborrow),
                 bias: bias.as_ref().map(B::reborrow),
             },
-            Self::F32 { weight, bias } => Affine::F32 {
-                weight: weight.as_ref().map(B::reborrow),
-                bias: bias.as_ref().map(B::reborrow),
-            },
+            Self::F32 { weight, bias } => {
+                Affine::F32 { weight: weight.as_ref().map(B::reborrow), bias: bias.as_ref().map(B::reborrow) }
+            }
         }
     }
 
@@ -101,8 +100,12 @@ impl<T: Element, B: Backend> AffineGrad<'_, T, B> {
     pub(crate) fn check(&self, len: usize) -> Result<(), Error> {
         let (dweight, dbias) = match self {
             Self::None => (None, None),
-            Self::Same { dweight, dbias } => (dweight.as_ref().map(B::len_mut), dbias.as_ref().map(B::len_mut)),
-            Self::F32 { dweight, dbias } => (dweight.as_ref().map(B::len_mut), dbias.as_ref().map(B::len_mut)),
+            Self::Same { dweight, dbias } => {
+                (dweight.as_ref().map(B::len_mut), dbias.as_ref().map(B::len_mut))
+            }
+            Self::F32 { dweight, dbias } => {
+                (dweight.as_ref().map(B::len_mut), dbias.as_ref().map(B::len_mut))
+            }
         };
         dweight.map_or(Ok(()), |n| check_len("dweight", len, n))?;
         dbias.map_or(Ok(()), |n| check_len("dbias", len, n))

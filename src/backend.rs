@@ -58,10 +58,18 @@ pub trait Backend: Sealed + Clone + fmt::Debug + 'static {
     fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize;
     /// The arguments have been checked against `shape`.
     #[doc(hidden)]
-    fn channel_norm_fwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormForward<'_, T, Self>) -> Result<()>;
+    fn channel_norm_fwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormForward<'_, T, Self>,
+    ) -> Result<()>;
     /// The arguments have been checked against `shape`, which may be empty.
     #[doc(hidden)]
-    fn channel_norm_bwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormBackward<'_, T, Self>) -> Result<()>;
+    fn channel_norm_bwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormBackward<'_, T, Self>,
+    ) -> Result<()>;
     /// The arguments have been checked against `shape`.
     #[doc(hidden)]
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()>;

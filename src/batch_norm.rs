@@ -263,7 +263,10 @@ impl BatchNorm {
                 running: update,
                 workspace: B::borrow_mut(&mut workspace.words),
             };
-            on.channel_norm_fwd(shape, ChannelNormForward { x: x.data, y: y.data, affine, eps: self.eps, source })?;
+            on.channel_norm_fwd(
+                shape,
+                ChannelNormForward { x: x.data, y: y.data, affine, eps: self.eps, source },
+            )?;
         }
         if let Some(batches) = batches {
             *batches += 1;
@@ -277,7 +280,11 @@ impl BatchNorm {
     ///
     /// As [`forward_eval`](Self::forward_eval), [`Error::ShapeMismatch`] where `y` is not shaped like `x`, and
     /// [`Error::WrongDevice`].
-    pub fn forward_eval_into<T: Element, B: Backend>(&self, on: &B, args: BatchNormEval<'_, T, B>) -> Result<()> {
+    pub fn forward_eval_into<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: BatchNormEval<'_, T, B>,
+    ) -> Result<()> {
         let BatchNormEval { x, y, affine, running_mean, running_var } = args;
         let shape = self.check(&x.dims, &affine)?;
         x.dims.check_same("y", &y.dims)?;
@@ -401,7 +408,11 @@ impl BatchNorm {
         Ok(shape)
     }
 
-    fn check_statistic_mut<B: Backend>(&self, arg: &'static str, data: &Option<B::Mut<'_, f32>>) -> Result<()> {
+    fn check_statistic_mut<B: Backend>(
+        &self,
+        arg: &'static str,
+        data: &Option<B::Mut<'_, f32>>,
+    ) -> Result<()> {
         data.as_ref().map_or(Ok(()), |data| check_len(arg, self.statistics_len(), B::len_mut(data)))
     }
 }
@@ -562,9 +573,15 @@ pub(crate) enum ForwardStatistics<'a, B: Backend> {
         mean: Option<B::Mut<'a, f32>>,
         rstd: Option<B::Mut<'a, f32>>,
         running: Option<RunningUpdate<'a, B>>,
+        #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]
+        // the CPU needs none
         workspace: B::Mut<'a, f32>,
     },
-    Running { whole_batch: bool, mean: B::Ref<'a, f32>, var: B::Ref<'a, f32> },
+    Running {
+        whole_batch: bool,
+        mean: B::Ref<'a, f32>,
+        var: B::Ref<'a, f32>,
+    },
 }
 
 /// Running statistics, and the weight of the new value in them.
@@ -584,6 +601,7 @@ pub struct ChannelNormBackward<'a, T: Element, B: Backend> {
     pub(crate) source: BackwardStatistics<'a, B>,
     pub(crate) dx: Option<B::Mut<'a, T>>,
     pub(crate) grads: AffineGrad<'a, T, B>,
+    #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))] // the CPU needs none
     pub(crate) workspace: B::Mut<'a, f32>,
 }
 

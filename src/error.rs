@@ -50,7 +50,9 @@ pub enum Error {
         actual: usize,
     },
     /// The last dimension of a tensor is not what the op normalizes over.
-    #[error("the trailing dimensions of `{arg}` are {actual:?}, this LayerNorm normalizes over {expected} elements")]
+    #[error(
+        "the trailing dimensions of `{arg}` are {actual:?}, this LayerNorm normalizes over {expected} elements"
+    )]
     NormalizedShape {
         /// The argument.
         arg: &'static str,
@@ -94,7 +96,9 @@ pub enum Error {
         actual: usize,
     },
     /// A workspace made for a smaller problem.
-    #[error("`workspace` has {actual} bytes, this call needs {needed}: make it with the op's `workspace` method")]
+    #[error(
+        "`workspace` has {actual} bytes, this call needs {needed}: make it with the op's `workspace` method"
+    )]
     Workspace {
         /// Bytes the call needs.
         needed: usize,

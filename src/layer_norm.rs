@@ -1,7 +1,5 @@
 use crate::{
-    Affine, Backend, Element, Error, Result, Tensor, View, ViewMut,
-    error::check_len,
-    shape::RowShape,
+    Affine, Backend, Element, Error, Result, Tensor, View, ViewMut, error::check_len, shape::RowShape,
 };
 
 /// Layer normalization (Ba, Kiros and Hinton, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450)) over the trailing
@@ -92,7 +90,11 @@ impl LayerNorm {
     ///
     /// As [`forward`](Self::forward), [`Error::ShapeMismatch`] where `y` is not shaped like `x`, and
     /// [`Error::WrongDevice`].
-    pub fn forward_into<T: Element, B: Backend>(&self, on: &B, args: LayerNormForward<'_, T, B>) -> Result<()> {
+    pub fn forward_into<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: LayerNormForward<'_, T, B>,
+    ) -> Result<()> {
         let LayerNormForward { x, y, affine, mean, rstd } = args;
         if !(self.eps >= 0.0 && self.eps.is_finite()) {
             return Err(Error::Eps(self.eps));

@@ -51,8 +51,8 @@ mod tensor;
 pub use affine::{Affine, AffineGrad};
 pub use backend::{Backend, Workspace};
 pub use batch_norm::{
-    BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormGradients, BatchNormOutput,
-    BatchNormTrain, RunningStats, RunningStatsMut, Statistics,
+    BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormGradients,
+    BatchNormOutput, BatchNormTrain, RunningStats, RunningStatsMut, Statistics,
 };
 pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaBuf, CudaMut, CudaRef};

@@ -33,7 +33,11 @@ impl Dims {
             return Err(Error::TooManyDims { arg, limit: MAX_DIMS, actual: dims.len() });
         }
         // A zero dimension must not hide the overflow of the others, which are multiplied on their own later.
-        if dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1))).is_none_or(|n| n > isize::MAX as usize / 4) {
+        if dims
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
+            .is_none_or(|n| n > isize::MAX as usize / 4)
+        {
             let limit = "its elements cannot be addressed";
             return Err(Error::TooLarge { arg, dims: dims.to_vec(), limit });
         }
@@ -109,8 +113,11 @@ impl ChannelShape {
         if actual != channels {
             return Err(Error::Channels { arg, expected: channels, actual });
         }
-        Self::new(outer, channels, inner)
-            .ok_or_else(|| Error::TooLarge { arg, dims: all.to_vec(), limit: "2^31 positions or channels and more" })
+        Self::new(outer, channels, inner).ok_or_else(|| Error::TooLarge {
+            arg,
+            dims: all.to_vec(),
+            limit: "2^31 positions or channels and more",
+        })
     }
 
     /// `None` where `inner` or `channels` do not fit in `i32`, or the elements not in `isize`.
@@ -178,10 +185,14 @@ impl RowShape {
     pub(crate) fn of(arg: &'static str, dims: &Dims, cols: usize) -> Result<Self> {
         let all = dims.as_slice();
         let rank = (0..all.len()).rev().find(|&rank| all[rank..].iter().product::<usize>() == cols);
-        let rank = rank.ok_or_else(|| Error::NormalizedShape { arg, expected: cols, actual: all.to_vec() })?;
+        let rank =
+            rank.ok_or_else(|| Error::NormalizedShape { arg, expected: cols, actual: all.to_vec() })?;
         let rows = all[..rank].iter().product();
-        Self::new(rows, cols)
-            .ok_or_else(|| Error::TooLarge { arg, dims: all.to_vec(), limit: "2^31 columns and more" })
+        Self::new(rows, cols).ok_or_else(|| Error::TooLarge {
+            arg,
+            dims: all.to_vec(),
+            limit: "2^31 columns and more",
+        })
     }
 
     /// `None` where `cols` does not fit in `i32`, or the elements not in `isize`.

@@ -1,10 +1,6 @@
 use core::fmt;
 
-use crate::{
-    Backend, Element, Layout, Result,
-    error::check_len,
-    shape::Dims,
-};
+use crate::{Backend, Element, Layout, Result, error::check_len, shape::Dims};
 
 /// An owned tensor: elements of type `T` on backend `B`, their dimensions and their [`Layout`].
 ///

@@ -33,8 +33,8 @@ fn a_foreign_stream_is_refused_the_same_way() {
 #[cfg(feature = "cuda")]
 mod on_a_gpu {
     use warpnorm::{
-        Affine, BatchNorm, BatchNormEval, BatchNormTrain, Cuda, CudaMut, CudaRef, Error, LayerNorm, RunningStats,
-        Tensor,
+        Affine, BatchNorm, BatchNormEval, BatchNormTrain, Cuda, CudaMut, CudaRef, Error, LayerNorm,
+        RunningStats, Tensor,
         cudarc::driver::{
             CudaContext, DevicePtr, DevicePtrMut,
             sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
@@ -54,7 +54,8 @@ mod on_a_gpu {
         let x = other.clone_htod(&wave(64)).unwrap();
         on.stream().context().bind_to_thread().unwrap();
         let y = on.stream().alloc_zeros::<f32>(64).unwrap();
-        let (mean, var) = (on.stream().alloc_zeros::<f32>(4).unwrap(), on.stream().alloc_zeros::<f32>(4).unwrap());
+        let (mean, var) =
+            (on.stream().alloc_zeros::<f32>(4).unwrap(), on.stream().alloc_zeros::<f32>(4).unwrap());
         let mut y = y;
         let args = BatchNormEval {
             x: on.view(&x, &[16, 4]).unwrap(),
@@ -83,7 +84,8 @@ mod on_a_gpu {
             let (input, _reading) = input.device_ptr(stream);
             let (output, _writing) = output.device_ptr_mut(stream);
             // SAFETY: both are 600 elements on this GPU, used on the stream that made them.
-            let (x, y) = unsafe { (CudaRef::<f32>::from_raw(input, 600), CudaMut::<f32>::from_raw(output, 600)) };
+            let (x, y) =
+                unsafe { (CudaRef::<f32>::from_raw(input, 600), CudaMut::<f32>::from_raw(output, 600)) };
             let args = warpnorm::LayerNormForward {
                 x: raw.view(x, &[6, 100]).unwrap(),
                 y: raw.view_mut(y, &[6, 100]).unwrap(),

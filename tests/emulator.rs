@@ -50,7 +50,10 @@ fn every_planted_fault_is_reported() {
         let tools = text(unsafe { wn_emulated_fault_tool(fault) });
         let (code, report) = run(fault, true);
         assert!(code > 0, "{name}: not reported");
-        assert!(tools.split('|').any(|tool| report.contains(&format!("[{tool}]"))), "{name}: {tools}? {report}");
+        assert!(
+            tools.split('|').any(|tool| report.contains(&format!("[{tool}]"))),
+            "{name}: {tools}? {report}"
+        );
     }
 }
 

@@ -113,7 +113,9 @@ impl Call {
         let mut batches = BEFORE;
         // Large enough for every shape here: what it is refused for has a test of its own.
         let large = room::<T, B>(on, 2 * 4096);
-        let mut workspace = BatchNorm::new(2).workspace_for(on, large.view(&[64, 2, 64], FIRST)?)?;
+        let mut workspace = BatchNorm::new(2)
+            .statistics(Statistics::WholeBatch)
+            .workspace_for(on, large.view(&[64, 2, 64], FIRST)?)?;
 
         let affine = Affine::Same { weight: Some(weight.data()), bias: Some(bias.data()) };
         let x = x.view(&self.x, FIRST)?;

@@ -28,7 +28,11 @@ impl Cpu {
     /// # Errors
     ///
     /// As [`View::new`].
-    pub fn view_mut<'a, T: Element>(&self, data: &'a mut [T], dims: &[usize]) -> Result<ViewMut<'a, T, Self>> {
+    pub fn view_mut<'a, T: Element>(
+        &self,
+        data: &'a mut [T],
+        dims: &[usize],
+    ) -> Result<ViewMut<'a, T, Self>> {
         ViewMut::new(data, dims)
     }
 }
@@ -72,11 +76,19 @@ impl Backend for Cpu {
     fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> usize {
         0
     }
-    fn channel_norm_fwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormForward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_fwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormForward<'_, T, Self>,
+    ) -> Result<()> {
         channel_norm::forward(shape, args);
         Ok(())
     }
-    fn channel_norm_bwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormBackward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_bwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormBackward<'_, T, Self>,
+    ) -> Result<()> {
         channel_norm::backward(shape, args);
         Ok(())
     }

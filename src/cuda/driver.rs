@@ -5,7 +5,8 @@ use core::{error::Error as _, fmt, marker::PhantomData};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError, SyncOnDrop,
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DriverError,
+    SyncOnDrop,
     sys::{CUdevice_attribute, CUstream},
 };
 
@@ -59,7 +60,8 @@ impl Cuda {
     pub fn from_stream(stream: Arc<CudaStream>) -> Result<Self> {
         let launchers = compiled_launchers()?;
         let context = stream.context();
-        let capability = context.compute_capability().map_err(|e| driver_error("asking for the architecture", e))?;
+        let capability =
+            context.compute_capability().map_err(|e| driver_error("asking for the architecture", e))?;
         let actual = (capability.0 * 10 + capability.1) as u32;
         let built = oldest_arch();
         if actual < built {
@@ -126,7 +128,11 @@ impl Cuda {
     /// # Errors
     ///
     /// As [`View::new`].
-    pub fn view<'a, T: Element>(&self, data: impl Into<CudaRef<'a, T>>, dims: &[usize]) -> Result<View<'a, T, Self>> {
+    pub fn view<'a, T: Element>(
+        &self,
+        data: impl Into<CudaRef<'a, T>>,
+        dims: &[usize],
+    ) -> Result<View<'a, T, Self>> {
         View::new(data.into(), dims)
     }
 
@@ -330,7 +336,9 @@ impl Backend for Cuda {
     fn reborrow_mut<'a, T: Element>(data: &'a mut CudaMut<'_, T>) -> CudaMut<'a, T> {
         CudaMut(match &mut data.0 {
             Target::View(view) => Target::View(view.slice_mut(..)),
-            Target::Raw { address, len, .. } => Target::Raw { address: *address, len: *len, life: PhantomData },
+            Target::Raw { address, len, .. } => {
+                Target::Raw { address: *address, len: *len, life: PhantomData }
+            }
         })
     }
     fn len<T: Element>(data: &CudaRef<'_, T>) -> usize {
@@ -349,10 +357,18 @@ impl Backend for Cuda {
     fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize {
         launch::workspace(self, shape, whole_batch)
     }
-    fn channel_norm_fwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormForward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_fwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormForward<'_, T, Self>,
+    ) -> Result<()> {
         launch::channel_norm_fwd(self, shape, args)
     }
-    fn channel_norm_bwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormBackward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_bwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormBackward<'_, T, Self>,
+    ) -> Result<()> {
         launch::channel_norm_bwd(self, shape, args)
     }
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()> {

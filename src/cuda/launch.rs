@@ -77,7 +77,11 @@ impl<'a, D: Device> Addresses<'a, D> {
         Ok(address as *mut c_void)
     }
 
-    fn read_if<T: Element>(&mut self, arg: &'static str, data: Option<&'a D::Ref<'_, T>>) -> Result<*const c_void> {
+    fn read_if<T: Element>(
+        &mut self,
+        arg: &'static str,
+        data: Option<&'a D::Ref<'_, T>>,
+    ) -> Result<*const c_void> {
         data.map_or(Ok(ptr::null()), |data| self.read(arg, data))
     }
 
@@ -90,7 +94,10 @@ impl<'a, D: Device> Addresses<'a, D> {
     }
 
     /// Weight, bias and their type.
-    fn affine<T: Element>(&mut self, affine: &'a Affine<'_, T, D>) -> Result<(*const c_void, *const c_void, DType)> {
+    fn affine<T: Element>(
+        &mut self,
+        affine: &'a Affine<'_, T, D>,
+    ) -> Result<(*const c_void, *const c_void, DType)> {
         Ok(match affine {
             Affine::None => (ptr::null(), ptr::null(), T::DTYPE),
             Affine::Same { weight, bias } => {
@@ -103,15 +110,22 @@ impl<'a, D: Device> Addresses<'a, D> {
     }
 
     /// Gradients of weight and bias, and their type.
-    fn grads<T: Element>(&mut self, grads: &'a mut AffineGrad<'_, T, D>) -> Result<(*mut c_void, *mut c_void, DType)> {
+    fn grads<T: Element>(
+        &mut self,
+        grads: &'a mut AffineGrad<'_, T, D>,
+    ) -> Result<(*mut c_void, *mut c_void, DType)> {
         Ok(match grads {
             AffineGrad::None => (ptr::null_mut(), ptr::null_mut(), T::DTYPE),
-            AffineGrad::Same { dweight, dbias } => {
-                (self.write_if("dweight", dweight.as_mut())?, self.write_if("dbias", dbias.as_mut())?, T::DTYPE)
-            }
-            AffineGrad::F32 { dweight, dbias } => {
-                (self.write_if("dweight", dweight.as_mut())?, self.write_if("dbias", dbias.as_mut())?, DType::F32)
-            }
+            AffineGrad::Same { dweight, dbias } => (
+                self.write_if("dweight", dweight.as_mut())?,
+                self.write_if("dbias", dbias.as_mut())?,
+                T::DTYPE,
+            ),
+            AffineGrad::F32 { dweight, dbias } => (
+                self.write_if("dweight", dweight.as_mut())?,
+                self.write_if("dbias", dbias.as_mut())?,
+                DType::F32,
+            ),
         })
     }
 
@@ -277,7 +291,8 @@ pub(crate) fn row_norm_fwd<D: Device, T: Element>(
 pub(crate) fn warm_up<D: Device>(on: &D) -> Result<()> {
     on.enter()?;
     let launchers = on.launchers();
-    let (forward, backward, row) = (launchers.batch_norm_fwd, launchers.batch_norm_bwd, launchers.row_norm_fwd);
+    let (forward, backward, row) =
+        (launchers.batch_norm_fwd, launchers.batch_norm_bwd, launchers.row_norm_fwd);
     let (prepare, stream) = (sys::wn_action::WN_PREPARE, on.raw_stream());
     let mut code = 0;
     for dtype in [DType::F32, DType::F16, DType::BF16] {
@@ -289,7 +304,8 @@ pub(crate) fn warm_up<D: Device>(on: &D) -> Result<()> {
                     // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
                     unsafe {
                         code |= forward.expect("every build has this launcher")(&fwd, &plan, prepare, stream);
-                        code |= backward.expect("every build has this launcher")(&bwd, &plan, prepare, stream);
+                        code |=
+                            backward.expect("every build has this launcher")(&bwd, &plan, prepare, stream);
                     }
                 }
             }

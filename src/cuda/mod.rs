@@ -5,11 +5,13 @@
 
 #[cfg(feature = "cuda")]
 mod driver;
-pub(crate) mod launch;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_driver.rs"]
 mod driver;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub(crate) mod launch;
 pub mod plan;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 #[allow(
     missing_docs,
     unreachable_pub,

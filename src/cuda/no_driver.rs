@@ -145,10 +145,18 @@ impl Backend for Cuda {
     fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> usize {
         match self.0 {}
     }
-    fn channel_norm_fwd<T: Element>(&self, _: ChannelShape, _: ChannelNormForward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_fwd<T: Element>(
+        &self,
+        _: ChannelShape,
+        _: ChannelNormForward<'_, T, Self>,
+    ) -> Result<()> {
         match self.0 {}
     }
-    fn channel_norm_bwd<T: Element>(&self, _: ChannelShape, _: ChannelNormBackward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_bwd<T: Element>(
+        &self,
+        _: ChannelShape,
+        _: ChannelNormBackward<'_, T, Self>,
+    ) -> Result<()> {
         match self.0 {}
     }
     fn row_norm_fwd<T: Element>(&self, _: RowShape, _: RowNormForward<'_, T, Self>) -> Result<()> {

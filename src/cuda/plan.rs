@@ -96,7 +96,9 @@ impl ChannelWalk {
                 return Self { shape, tile, vec, columns, splits: 1, span };
             }
             ChannelTile::BlockPerChannel => (shape.channels(), THREADS * SLAB_CHUNK),
-            ChannelTile::Columns => (shape.channels().div_ceil(columns * vec), THREADS / columns * COLUMN_CHUNK),
+            ChannelTile::Columns => {
+                (shape.channels().div_ceil(columns * vec), THREADS / columns * COLUMN_CHUNK)
+            }
         };
         let to_fill = blocks_wanted.div_ceil(tiles).min(per_channel.div_ceil(MIN_CHUNKS * chunk));
         let for_chains = per_channel.div_ceil(CHAIN * chunk);
@@ -109,7 +111,10 @@ impl ChannelWalk {
 
     fn tile(shape: ChannelShape, vec: usize, device: DeviceLimits) -> (ChannelTile, usize) {
         if shape.inner() == 1 && shape.channels() > 1 {
-            return (ChannelTile::Columns, shape.channels().div_ceil(vec).next_power_of_two().min(MAX_COLUMNS));
+            return (
+                ChannelTile::Columns,
+                shape.channels().div_ceil(vec).next_power_of_two().min(MAX_COLUMNS),
+            );
         }
         let warps_per_block = THREADS / WARP;
         let per_channel = shape.per_channel();
@@ -154,13 +159,25 @@ impl ChannelPlan {
     }
 
     /// The plan of a forward pass. `align` divides every address that the kernels touch by the vector.
-    pub fn forward(shape: ChannelShape, whole_batch: bool, dtype: DType, align: usize, device: DeviceLimits) -> Self {
+    pub fn forward(
+        shape: ChannelShape,
+        whole_batch: bool,
+        dtype: DType,
+        align: usize,
+        device: DeviceLimits,
+    ) -> Self {
         let stats = if whole_batch { shape.as_one_channel() } else { shape };
         Self::new(stats, shape, stats == shape, |shape| channel_vec(shape, dtype, align), device)
     }
 
     /// The plan of a backward pass, whose sums are per channel even where the statistics are not.
-    pub fn backward(shape: ChannelShape, whole_batch: bool, dtype: DType, align: usize, device: DeviceLimits) -> Self {
+    pub fn backward(
+        shape: ChannelShape,
+        whole_batch: bool,
+        dtype: DType,
+        align: usize,
+        device: DeviceLimits,
+    ) -> Self {
         let single = !whole_batch || shape.channels() == 1;
         Self::new(shape, shape, single, |shape| channel_vec(shape, dtype, align), device)
     }
@@ -331,13 +348,22 @@ mod tests {
     fn few_channels_are_shared_and_many_small_ones_share_a_block() {
         let device = DeviceLimits { sms: 132 };
         let plan = |outer, channels, inner| {
-            ChannelPlan::forward(ChannelShape::new(outer, channels, inner).unwrap(), false, DType::F16, 16, device)
+            ChannelPlan::forward(
+                ChannelShape::new(outer, channels, inner).unwrap(),
+                false,
+                DType::F16,
+                16,
+                device,
+            )
         };
         let few = plan(32, 3, 224 * 224);
         assert_eq!(few.strategy, ChannelStrategy::Split);
         assert!(few.stats.splits >= 132 * BLOCKS_PER_SM / 3, "{few:?}");
         let small = plan(8, 512, 49);
-        assert_eq!((small.strategy, small.stats.tile), (ChannelStrategy::Single, ChannelTile::WarpPerChannel));
+        assert_eq!(
+            (small.strategy, small.stats.tile),
+            (ChannelStrategy::Single, ChannelTile::WarpPerChannel)
+        );
         assert_eq!(plan(64, 32, 1).strategy, ChannelStrategy::Single);
     }
 }

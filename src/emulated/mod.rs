@@ -108,7 +108,11 @@ impl Emulated {
     /// # Errors
     ///
     /// As [`View::new`].
-    pub fn view<'a, T: Element>(&self, data: EmulatedRef<'a, T>, dims: &[usize]) -> Result<View<'a, T, Self>> {
+    pub fn view<'a, T: Element>(
+        &self,
+        data: EmulatedRef<'a, T>,
+        dims: &[usize],
+    ) -> Result<View<'a, T, Self>> {
         View::new(data, dims)
     }
 
@@ -117,7 +121,11 @@ impl Emulated {
     /// # Errors
     ///
     /// As [`View::new`].
-    pub fn view_mut<'a, T: Element>(&self, data: EmulatedMut<'a, T>, dims: &[usize]) -> Result<ViewMut<'a, T, Self>> {
+    pub fn view_mut<'a, T: Element>(
+        &self,
+        data: EmulatedMut<'a, T>,
+        dims: &[usize],
+    ) -> Result<ViewMut<'a, T, Self>> {
         ViewMut::new(data, dims)
     }
 }
@@ -223,7 +231,9 @@ impl Backend for Emulated {
         let mut host = vec![T::default(); data.len];
         let bytes = size_of_val(host.as_slice()) as u64;
         // SAFETY: both sides have this many bytes, and every bit pattern is a value of an element type.
-        check("copy_out", unsafe { sys::wn_emulated_copy_out(host.as_mut_ptr().cast(), data.data.cast(), bytes) })?;
+        check("copy_out", unsafe {
+            sys::wn_emulated_copy_out(host.as_mut_ptr().cast(), data.data.cast(), bytes)
+        })?;
         Ok(host)
     }
 
@@ -249,10 +259,18 @@ impl Backend for Emulated {
     fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize {
         launch::workspace(self, shape, whole_batch)
     }
-    fn channel_norm_fwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormForward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_fwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormForward<'_, T, Self>,
+    ) -> Result<()> {
         launch::channel_norm_fwd(self, shape, args)
     }
-    fn channel_norm_bwd<T: Element>(&self, shape: ChannelShape, args: ChannelNormBackward<'_, T, Self>) -> Result<()> {
+    fn channel_norm_bwd<T: Element>(
+        &self,
+        shape: ChannelShape,
+        args: ChannelNormBackward<'_, T, Self>,
+    ) -> Result<()> {
         launch::channel_norm_bwd(self, shape, args)
     }
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()> {
@@ -282,7 +300,11 @@ impl Device for Emulated {
     fn read<'a, T: Element>(&'a self, _: &'static str, data: &'a EmulatedRef<'_, T>) -> Result<(u64, ())> {
         Ok((data.data as u64, ()))
     }
-    fn write<'a, T: Element>(&'a self, _: &'static str, data: &'a mut EmulatedMut<'_, T>) -> Result<(u64, ())> {
+    fn write<'a, T: Element>(
+        &'a self,
+        _: &'static str,
+        data: &'a mut EmulatedMut<'_, T>,
+    ) -> Result<(u64, ())> {
         Ok((data.data as u64, ()))
     }
 }
