@@ -14,7 +14,7 @@ dev::Status launch_reduce(const wn_batch_norm_bwd& args, const wn_channel_walk& 
     using T = typename decltype(dtype)::type;
     return visit_tile<T>(walk, [&](auto tile) {
       using Tile = typename decltype(tile)::type;
-      return on.launch<Tile, batch_norm_bwd_reduce<T, Tile>>(walk, args, walk, workspace.partials, workspace.counters,
+      return on.launch<Tile, batch_norm_bwd_reduce<T, Tile>>(walk, args, walk, workspace.partials, args.counters,
                                                              sums, stats_only);
     });
   });

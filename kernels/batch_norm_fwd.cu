@@ -25,7 +25,7 @@ dev::Status launch_train(const wn_batch_norm_fwd& args, const wn_channel_walk& w
     using T = typename decltype(dtype)::type;
     return visit_tile<T>(walk, [&](auto tile) {
       using Tile = typename decltype(tile)::type;
-      return on.launch<Tile, batch_norm_fwd_train<T, Tile>>(walk, args, walk, workspace.partials, workspace.counters,
+      return on.launch<Tile, batch_norm_fwd_train<T, Tile>>(walk, args, walk, workspace.partials, args.counters,
                                                             stats_only);
     });
   });

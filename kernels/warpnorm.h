@@ -75,7 +75,8 @@ typedef struct wn_batch_norm_fwd {
   float* rstd;         /* [statistics], written; null means not saved */
   float* running_mean; /* [statistics]; training: updated, or null */
   float* running_var;  /* [statistics]; training: updated, or null */
-  float* workspace;    /* WN_SPLIT: zeroed before its first use, sized by src/cuda/plan.rs */
+  uint32_t* counters;  /* WN_SPLIT: zero before and after each call, sized by src/cuda/plan.rs */
+  float* workspace;    /* WN_SPLIT: any contents, sized there too */
   float eps;
   float keep;
   float take;
@@ -101,6 +102,7 @@ typedef struct wn_batch_norm_bwd {
   void* dx;           /* [outer, channels, inner] x_dtype; null means not wanted */
   void* dweight;      /* [channels] grad_dtype; null means not wanted */
   void* dbias;        /* [channels] grad_dtype; null means not wanted */
+  uint32_t* counters; /* as in wn_batch_norm_fwd */
   float* workspace;   /* as in wn_batch_norm_fwd */
   float eps;
   wn_dtype x_dtype;

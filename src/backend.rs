@@ -53,9 +53,9 @@ pub trait Backend: Sealed + Clone + fmt::Debug + 'static {
     /// Elements behind an exclusive borrow.
     fn len_mut<T: Element>(data: &Self::Mut<'_, T>) -> usize;
 
-    /// Workspace of a channel norm in `f32` words, enough for every direction, type and alignment.
+    /// What a channel norm needs of a workspace, enough for every direction, type and alignment.
     #[doc(hidden)]
-    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize;
+    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen;
     /// The arguments have been checked against `shape`.
     #[doc(hidden)]
     fn channel_norm_fwd<T: Element>(
@@ -75,35 +75,70 @@ pub trait Backend: Sealed + Clone + fmt::Debug + 'static {
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()>;
 }
 
-/// Scratch memory of an op, made once by the op's `workspace` method and used for many calls.
+/// Scratch memory of an op, made once by the op's `workspace` method and used for many calls. It serves any other op
+/// that needs no more.
 ///
-/// It is zeroed when made and belongs to one stream at a time: two calls that may run at the same time need two. An op
-/// leaves its counters zeroed, so a captured graph can be replayed without touching it.
+/// It belongs to one stream at a time: two calls that may run at the same time need two. An op leaves its counters
+/// zeroed, so a captured graph can be replayed without touching it.
 pub struct Workspace<B: Backend> {
-    pub(crate) words: B::Buf<f32>,
-    len: usize,
+    /// Blocks that have handed in their part, apart from everything else because they must stay zero between calls.
+    counters: B::Buf<f32>,
+    words: B::Buf<f32>,
+    len: WorkspaceLen,
 }
 
 impl<B: Backend> Workspace<B> {
-    pub(crate) fn with_words(on: &B, len: usize) -> Result<Self> {
-        Ok(Self { words: on.zeros(len)?, len })
+    pub(crate) fn new(on: &B, len: WorkspaceLen) -> Result<Self> {
+        Ok(Self { counters: on.zeros(len.counters)?, words: on.zeros(len.words)?, len })
     }
 
     /// Its size in bytes.
     pub fn bytes(&self) -> usize {
-        self.len * size_of::<f32>()
+        self.len.bytes()
     }
 
-    pub(crate) fn check(&self, words: usize) -> Result<()> {
-        if self.len >= words {
+    pub(crate) fn check(&self, needed: WorkspaceLen) -> Result<()> {
+        let enough = self.len.max(needed);
+        if enough == self.len {
             return Ok(());
         }
-        Err(Error::Workspace { needed: words * size_of::<f32>(), actual: self.bytes() })
+        Err(Error::Workspace { needed: enough.bytes(), actual: self.bytes() })
+    }
+
+    pub(crate) fn borrow_mut(&mut self) -> WorkspaceMut<'_, B> {
+        WorkspaceMut { counters: B::borrow_mut(&mut self.counters), words: B::borrow_mut(&mut self.words) }
     }
 }
 
 impl<B: Backend> fmt::Debug for Workspace<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Workspace({} bytes)", self.bytes())
+    }
+}
+
+/// A workspace borrowed for one call.
+#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))] // the CPU needs none
+pub(crate) struct WorkspaceMut<'a, B: Backend> {
+    pub(crate) counters: B::Mut<'a, f32>,
+    pub(crate) words: B::Mut<'a, f32>,
+}
+
+/// The size of a workspace, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkspaceLen {
+    /// Counters of blocks.
+    pub(crate) counters: usize,
+    /// Everything else.
+    pub(crate) words: usize,
+}
+
+impl WorkspaceLen {
+    /// What is enough for both.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { counters: self.counters.max(other.counters), words: self.words.max(other.words) }
+    }
+
+    fn bytes(self) -> usize {
+        (self.counters + self.words) * size_of::<f32>()
     }
 }

@@ -1,5 +1,6 @@
 use crate::{
     Affine, AffineGrad, Backend, Element, Error, Result, Tensor, View, ViewMut, Workspace,
+    backend::WorkspaceMut,
     error::check_len,
     shape::{ChannelShape, Dims},
 };
@@ -220,7 +221,7 @@ impl BatchNorm {
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
         let shape = ChannelShape::of("x", &x.dims, self.channels)?;
-        Workspace::with_words(on, on.channel_norm_workspace(shape, self.whole_batch()))
+        Workspace::new(on, on.channel_norm_workspace(shape, self.whole_batch()))
     }
 
     /// [`forward_train`](Self::forward_train) into the caller's buffers.
@@ -261,7 +262,7 @@ impl BatchNorm {
                 mean,
                 rstd,
                 running: update,
-                workspace: B::borrow_mut(&mut workspace.words),
+                workspace: workspace.borrow_mut(),
             };
             on.channel_norm_fwd(
                 shape,
@@ -367,7 +368,7 @@ impl BatchNorm {
             source,
             dx: dx.map(|v| v.data),
             grads,
-            workspace: B::borrow_mut(&mut workspace.words),
+            workspace: workspace.borrow_mut(),
         };
         on.channel_norm_bwd(shape, args)
     }
@@ -575,7 +576,7 @@ pub(crate) enum ForwardStatistics<'a, B: Backend> {
         running: Option<RunningUpdate<'a, B>>,
         #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))]
         // the CPU needs none
-        workspace: B::Mut<'a, f32>,
+        workspace: WorkspaceMut<'a, B>,
     },
     Running {
         whole_batch: bool,
@@ -602,7 +603,7 @@ pub struct ChannelNormBackward<'a, T: Element, B: Backend> {
     pub(crate) dx: Option<B::Mut<'a, T>>,
     pub(crate) grads: AffineGrad<'a, T, B>,
     #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), expect(dead_code))] // the CPU needs none
-    pub(crate) workspace: B::Mut<'a, f32>,
+    pub(crate) workspace: WorkspaceMut<'a, B>,
 }
 
 /// The statistics that a backward pass differentiates through, or takes as constants.

@@ -49,7 +49,7 @@ mod shape;
 mod tensor;
 
 pub use affine::{Affine, AffineGrad};
-pub use backend::{Backend, Workspace};
+pub use backend::{Backend, Workspace, WorkspaceLen};
 pub use batch_norm::{
     BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormGradients,
     BatchNormOutput, BatchNormTrain, RunningStats, RunningStatsMut, Statistics,

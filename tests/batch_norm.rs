@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use warpnorm::{Affine, BatchNorm, DType, Element, Layout, RunningStats, Statistics, Tensor};
+use warpnorm::{
+    Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, DType, Element, Layout,
+    RunningStats, Statistics, Tensor,
+};
 
 use crate::support::{
     bits, check,
@@ -34,6 +37,7 @@ on_every_backend!(
     inference_with_the_statistics_of_the_batch_is_training,
     inference_gradients_of_the_input_do_not_depend_on_it,
     two_dimensional_tensors_have_one_layout,
+    one_workspace_serves_every_call_that_needs_no_more,
 );
 
 const SIZES: [usize; 8] = [1, 2, 3, 7, 31, 33, 1023, 1025];
@@ -475,4 +479,52 @@ fn two_dimensional_tensors_have_one_layout<T: Element, B: Sliced>(on: &B) {
     let dy = Tensor::<T, B>::zeros(on, &[9, 7]).unwrap().channels_last();
     let out = BatchNorm::new(7).forward_train(on, &x, Affine::None, None).unwrap();
     BatchNorm::new(7).backward_train(on, &x, &dy, Affine::None, &out).unwrap();
+}
+
+/// Counters of blocks must be zero when a call begins, whatever the workspace was used for before.
+fn one_workspace_serves_every_call_that_needs_no_more<T: Element, B: Sliced>(on: &B) {
+    let tensor = |dims: &[usize]| {
+        let wave = (0..dims.iter().product()).map(|i| T::from_f32((i as f32 * 0.37).sin()));
+        Tensor::<T, B>::from_slice(on, &wave.collect::<Vec<_>>(), dims).unwrap()
+    };
+    let large = tensor(&[64, 24, 64]);
+    let whole = |channels| BatchNorm::new(channels).statistics(Statistics::WholeBatch);
+    let mut workspace = whole(24).workspace(on, &large).unwrap();
+    let (wide, narrow) = ([12, 24, 128], [12, 3, 1024]);
+    let calls = [
+        (whole(24), wide),
+        (BatchNorm::new(24), wide),
+        (whole(3), narrow),
+        (BatchNorm::new(3), narrow),
+        (whole(24), wide),
+    ];
+    for (bn, dims) in calls {
+        let x = tensor(&dims);
+        let (mut y, mut dx) = (tensor(&dims), tensor(&dims));
+        let want = bn.forward_train(on, &x, Affine::None, None).unwrap();
+        let args = BatchNormTrain {
+            x: x.view(),
+            y: y.view_mut(),
+            affine: Affine::None,
+            mean: None,
+            rstd: None,
+            running: None,
+            workspace: &mut workspace,
+        };
+        bn.forward_train_into(on, args).unwrap();
+        assert_eq!(y.to_vec(on).unwrap(), want.y.to_vec(on).unwrap(), "{bn:?}");
+        let grads = bn.backward_train(on, &x, &y, Affine::None, &want).unwrap();
+        let args = BatchNormBackwardTrain {
+            x: x.view(),
+            dy: y.view(),
+            affine: Affine::None,
+            mean: want.mean.data(),
+            rstd: want.rstd.data(),
+            dx: Some(dx.view_mut()),
+            grads: AffineGrad::None,
+            workspace: &mut workspace,
+        };
+        bn.backward_train_into(on, args).unwrap();
+        assert_eq!(dx.to_vec(on).unwrap(), grads.dx.to_vec(on).unwrap(), "{bn:?}");
+    }
 }

@@ -35,15 +35,13 @@ class ChannelLaunch {
 
 /// The parts of a channel norm's workspace. `channel_norm_workspace` in src/cuda/plan.rs sizes it.
 struct ChannelWorkspace {
-  unsigned* counters = nullptr;  // [channels], zero between calls
-  float* statistics = nullptr;   // [2, channels]
-  float* totals = nullptr;       // [2]
-  float* partials = nullptr;     // [2, splits, channels]
+  float* statistics = nullptr;  // [2, channels]
+  float* totals = nullptr;      // [2]
+  float* partials = nullptr;    // [2, splits, channels]
 
   ChannelWorkspace(float* words, const wn_channel_walk& stats) {
     if (!words) return;
-    counters = reinterpret_cast<unsigned*>(words);
-    statistics = words + stats.channels;
+    statistics = words;
     totals = statistics + 2 * stats.channels;
     partials = totals + 2;
   }

@@ -99,16 +99,14 @@ template <int kLanes> struct GradSums {
     constexpr int kPerLoad = kLanes == 1 ? kVec : 1;
     GradSums chunk = empty();
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      if (load >= loads) break;
+    for (int load = 0; load < kLoads; ++load)
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane)
 #pragma unroll
         for (int i = 0; i < kPerLoad; ++i) {
-          chunk.dy[lane] += dys[load][lane + i];
-          chunk.dy_x_hat[lane] += dys[load][lane + i] * x_hats[load][lane + i];
+          chunk.dy[lane] += load < loads ? dys[load][lane + i] : 0.f;
+          chunk.dy_x_hat[lane] += load < loads ? dys[load][lane + i] * x_hats[load][lane + i] : 0.f;
         }
-    }
     merge(chunk);
   }
 

@@ -3,6 +3,7 @@ mod row_norm;
 
 use crate::{
     Affine, Backend, Element, Result, View, ViewMut,
+    backend::WorkspaceLen,
     batch_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
@@ -73,8 +74,8 @@ impl Backend for Cpu {
         data.len()
     }
 
-    fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> usize {
-        0
+    fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> WorkspaceLen {
+        WorkspaceLen::default()
     }
     fn channel_norm_fwd<T: Element>(
         &self,

@@ -13,6 +13,7 @@ use cudarc::driver::{
 use super::{launch, launch::Device, plan::DeviceLimits, sys};
 use crate::{
     Backend, Element, Error, Result, View, ViewMut,
+    backend::WorkspaceLen,
     batch_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
@@ -354,7 +355,7 @@ impl Backend for Cuda {
         }
     }
 
-    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize {
+    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen {
         launch::workspace(self, shape, whole_batch)
     }
     fn channel_norm_fwd<T: Element>(

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     Affine, AffineGrad, Backend, DType, Element, Result,
+    backend::{WorkspaceLen, WorkspaceMut},
     batch_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
     layer_norm::RowNormForward,
     shape::{ChannelShape, RowShape},
@@ -59,7 +60,7 @@ struct Addresses<'a, D: Device> {
 
 impl<'a, D: Device> Addresses<'a, D> {
     /// No call takes more addresses than this.
-    const MOST: usize = 10;
+    const MOST: usize = 11;
 
     fn new(on: &'a D) -> Self {
         Self { on, guards: Vec::with_capacity(Self::MOST), bits: 0 }
@@ -129,6 +130,12 @@ impl<'a, D: Device> Addresses<'a, D> {
         })
     }
 
+    /// Counters, and everything else.
+    fn workspace(&mut self, workspace: &'a mut WorkspaceMut<'_, D>) -> Result<(*mut u32, *mut f32)> {
+        let counters = self.write("workspace", &mut workspace.counters)?.cast();
+        Ok((counters, self.write("workspace", &mut workspace.words)?.cast()))
+    }
+
     /// Counts an address, or a distance in bytes, that vector accesses depend on.
     fn aligned(&mut self, address_or_stride: u64) {
         self.bits |= address_or_stride;
@@ -140,7 +147,7 @@ impl<'a, D: Device> Addresses<'a, D> {
     }
 }
 
-pub(crate) fn workspace<D: Device>(on: &D, shape: ChannelShape, whole_batch: bool) -> usize {
+pub(crate) fn workspace<D: Device>(on: &D, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen {
     channel_norm_workspace(shape, whole_batch, on.limits())
 }
 
@@ -164,6 +171,7 @@ pub(crate) fn channel_norm_fwd<D: Device, T: Element>(
         rstd: ptr::null_mut(),
         running_mean: ptr::null_mut(),
         running_var: ptr::null_mut(),
+        counters: ptr::null_mut(),
         workspace: ptr::null_mut(),
         eps: args.eps,
         keep: 0.0,
@@ -185,7 +193,7 @@ pub(crate) fn channel_norm_fwd<D: Device, T: Element>(
                 raw.keep = (1.0 - f64::from(running.momentum)) as f32;
                 raw.take = running.momentum;
             }
-            raw.workspace = taken.write("workspace", workspace)?.cast();
+            (raw.counters, raw.workspace) = taken.workspace(workspace)?;
         }
         ForwardStatistics::Running { whole_batch, mean, var } => {
             raw.whole_batch = i32::from(*whole_batch);
@@ -225,6 +233,7 @@ pub(crate) fn channel_norm_bwd<D: Device, T: Element>(
             (taken.read("running_mean", mean)?, taken.read("running_var", var)?, 1)
         }
     };
+    let (counters, workspace) = taken.workspace(&mut args.workspace)?;
     let raw = sys::wn_batch_norm_bwd {
         x,
         dy,
@@ -234,7 +243,8 @@ pub(crate) fn channel_norm_bwd<D: Device, T: Element>(
         dx,
         dweight,
         dbias,
-        workspace: taken.write("workspace", &mut args.workspace)?.cast(),
+        counters,
+        workspace,
         eps: args.eps,
         x_dtype: abi_dtype(T::DTYPE),
         param_dtype: abi_dtype(param_dtype),
@@ -335,6 +345,7 @@ fn blank_fwd(dtype: DType) -> sys::wn_batch_norm_fwd {
         rstd: ptr::null_mut(),
         running_mean: ptr::null_mut(),
         running_var: ptr::null_mut(),
+        counters: ptr::null_mut(),
         workspace: ptr::null_mut(),
         eps: 0.0,
         keep: 0.0,
@@ -357,6 +368,7 @@ fn blank_bwd(dtype: DType) -> sys::wn_batch_norm_bwd {
         dx: ptr::dangling_mut::<u8>().cast(),
         dweight: ptr::null_mut(),
         dbias: ptr::null_mut(),
+        counters: ptr::null_mut(),
         workspace: ptr::null_mut(),
         eps: 0.0,
         x_dtype: abi_dtype(dtype),

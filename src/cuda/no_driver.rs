@@ -6,6 +6,7 @@ use core::{convert::Infallible, marker::PhantomData};
 use super::plan::DeviceLimits;
 use crate::{
     Backend, Element, Error, Result,
+    backend::WorkspaceLen,
     batch_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
@@ -142,7 +143,7 @@ impl Backend for Cuda {
     fn len_mut<T: Element>(data: &CudaMut<'_, T>) -> usize {
         data.len
     }
-    fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> usize {
+    fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> WorkspaceLen {
         match self.0 {}
     }
     fn channel_norm_fwd<T: Element>(

@@ -3,6 +3,7 @@
 
 use crate::{
     DType,
+    backend::WorkspaceLen,
     shape::{ChannelShape, RowShape},
 };
 
@@ -182,25 +183,28 @@ impl ChannelPlan {
         Self::new(shape, shape, single, |shape| channel_vec(shape, dtype, align), device)
     }
 
-    /// Words of workspace; `ChannelWorkspace` in `kernels/prim/channel_launch.cuh` divides it.
-    fn workspace(&self) -> usize {
+    /// What it needs of a workspace; `ChannelWorkspace` in `kernels/prim/channel_launch.cuh` divides the words.
+    fn workspace(&self) -> WorkspaceLen {
         let channels = self.stats.shape.channels();
         match self.strategy {
-            ChannelStrategy::Single => 0,
-            ChannelStrategy::Split => 3 * channels + 2 + 2 * self.stats.splits * channels,
+            ChannelStrategy::Single => WorkspaceLen::default(),
+            ChannelStrategy::Split => WorkspaceLen {
+                counters: channels,
+                words: 2 * channels + 2 + 2 * self.stats.splits * channels,
+            },
         }
     }
 }
 
-/// `f32` words of workspace that are enough for both directions, every type and every alignment.
-pub fn channel_norm_workspace(shape: ChannelShape, whole_batch: bool, device: DeviceLimits) -> usize {
-    let mut words = 0;
+/// What is enough for both directions, every type and every alignment.
+pub fn channel_norm_workspace(shape: ChannelShape, whole_batch: bool, device: DeviceLimits) -> WorkspaceLen {
+    let mut enough = WorkspaceLen::default();
     for (dtype, align) in [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, VEC_BYTES)] {
         for plan in [ChannelPlan::forward, ChannelPlan::backward] {
-            words = words.max(plan(shape, whole_batch, dtype, align, device).workspace());
+            enough = enough.max(plan(shape, whole_batch, dtype, align, device).workspace());
         }
     }
-    words
+    enough
 }
 
 /// 16 bytes' worth where every access of the walk would be aligned, else 1.
@@ -244,16 +248,16 @@ mod tests {
 
     use super::*;
 
-    fn plans(outer: usize, channels: usize, inner: usize, sms: usize) -> Vec<(ChannelPlan, usize)> {
+    fn plans(outer: usize, channels: usize, inner: usize, sms: usize) -> Vec<(ChannelPlan, WorkspaceLen)> {
         let Some(shape) = ChannelShape::new(outer, channels, inner) else { return Vec::new() };
         let device = DeviceLimits { sms };
         let mut all = Vec::new();
         for whole_batch in [false, true] {
-            let words = channel_norm_workspace(shape, whole_batch, device);
+            let enough = channel_norm_workspace(shape, whole_batch, device);
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 for align in [2, 4, 8, 16] {
-                    all.push((ChannelPlan::forward(shape, whole_batch, dtype, align, device), words));
-                    all.push((ChannelPlan::backward(shape, whole_batch, dtype, align, device), words));
+                    all.push((ChannelPlan::forward(shape, whole_batch, dtype, align, device), enough));
+                    all.push((ChannelPlan::backward(shape, whole_batch, dtype, align, device), enough));
                 }
             }
         }
@@ -292,10 +296,10 @@ mod tests {
     }
 
     fn check(outer: usize, channels: usize, inner: usize, sms: usize) {
-        for (plan, words) in plans(outer, channels, inner, sms) {
+        for (plan, enough) in plans(outer, channels, inner, sms) {
             check_walk(&plan.stats);
             check_walk(&plan.apply);
-            assert!(plan.workspace() <= words, "the workspace is enough: {plan:?}");
+            assert_eq!(plan.workspace().max(enough), enough, "the workspace is enough: {plan:?}");
             if plan.strategy == ChannelStrategy::Single {
                 assert_eq!((plan.stats.splits, plan.stats.shape), (1, plan.apply.shape), "{plan:?}");
             }

@@ -120,6 +120,7 @@ pub struct wn_batch_norm_fwd {
     pub rstd: *mut f32,
     pub running_mean: *mut f32,
     pub running_var: *mut f32,
+    pub counters: *mut u32,
     pub workspace: *mut f32,
     pub eps: f32,
     pub keep: f32,
@@ -133,7 +134,7 @@ pub struct wn_batch_norm_fwd {
 const _: () = {
     [
         "Size of wn_batch_norm_fwd",
-    ][::core::mem::size_of::<wn_batch_norm_fwd>() - 104usize];
+    ][::core::mem::size_of::<wn_batch_norm_fwd>() - 112usize];
     [
         "Alignment of wn_batch_norm_fwd",
     ][::core::mem::align_of::<wn_batch_norm_fwd>() - 8usize];
@@ -162,29 +163,32 @@ const _: () = {
         "Offset of field: wn_batch_norm_fwd::running_var",
     ][::core::mem::offset_of!(wn_batch_norm_fwd, running_var) - 56usize];
     [
+        "Offset of field: wn_batch_norm_fwd::counters",
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, counters) - 64usize];
+    [
         "Offset of field: wn_batch_norm_fwd::workspace",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, workspace) - 64usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, workspace) - 72usize];
     [
         "Offset of field: wn_batch_norm_fwd::eps",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, eps) - 72usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, eps) - 80usize];
     [
         "Offset of field: wn_batch_norm_fwd::keep",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, keep) - 76usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, keep) - 84usize];
     [
         "Offset of field: wn_batch_norm_fwd::take",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, take) - 80usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, take) - 88usize];
     [
         "Offset of field: wn_batch_norm_fwd::x_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, x_dtype) - 84usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, x_dtype) - 92usize];
     [
         "Offset of field: wn_batch_norm_fwd::param_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, param_dtype) - 88usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, param_dtype) - 96usize];
     [
         "Offset of field: wn_batch_norm_fwd::whole_batch",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, whole_batch) - 92usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, whole_batch) - 100usize];
     [
         "Offset of field: wn_batch_norm_fwd::running_only",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, running_only) - 96usize];
+    ][::core::mem::offset_of!(wn_batch_norm_fwd, running_only) - 104usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -197,6 +201,7 @@ pub struct wn_batch_norm_bwd {
     pub dx: *mut ::core::ffi::c_void,
     pub dweight: *mut ::core::ffi::c_void,
     pub dbias: *mut ::core::ffi::c_void,
+    pub counters: *mut u32,
     pub workspace: *mut f32,
     pub eps: f32,
     pub x_dtype: wn_dtype,
@@ -207,7 +212,9 @@ pub struct wn_batch_norm_bwd {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_batch_norm_bwd"][::core::mem::size_of::<wn_batch_norm_bwd>() - 96usize];
+    [
+        "Size of wn_batch_norm_bwd",
+    ][::core::mem::size_of::<wn_batch_norm_bwd>() - 104usize];
     [
         "Alignment of wn_batch_norm_bwd",
     ][::core::mem::align_of::<wn_batch_norm_bwd>() - 8usize];
@@ -236,26 +243,29 @@ const _: () = {
         "Offset of field: wn_batch_norm_bwd::dbias",
     ][::core::mem::offset_of!(wn_batch_norm_bwd, dbias) - 56usize];
     [
+        "Offset of field: wn_batch_norm_bwd::counters",
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, counters) - 64usize];
+    [
         "Offset of field: wn_batch_norm_bwd::workspace",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, workspace) - 64usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, workspace) - 72usize];
     [
         "Offset of field: wn_batch_norm_bwd::eps",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, eps) - 72usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, eps) - 80usize];
     [
         "Offset of field: wn_batch_norm_bwd::x_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, x_dtype) - 76usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, x_dtype) - 84usize];
     [
         "Offset of field: wn_batch_norm_bwd::param_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, param_dtype) - 80usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, param_dtype) - 88usize];
     [
         "Offset of field: wn_batch_norm_bwd::grad_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, grad_dtype) - 84usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, grad_dtype) - 92usize];
     [
         "Offset of field: wn_batch_norm_bwd::whole_batch",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, whole_batch) - 88usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, whole_batch) - 96usize];
     [
         "Offset of field: wn_batch_norm_bwd::running_only",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, running_only) - 92usize];
+    ][::core::mem::offset_of!(wn_batch_norm_bwd, running_only) - 100usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

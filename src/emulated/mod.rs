@@ -17,6 +17,7 @@ use core::{ffi::CStr, fmt, marker::PhantomData, ops::Range, ptr};
 
 use crate::{
     Backend, Element, Error, Result, View, ViewMut,
+    backend::WorkspaceLen,
     batch_norm::{ChannelNormBackward, ChannelNormForward},
     cuda::{launch, launch::Device, plan::DeviceLimits, sys as cuda_sys},
     layer_norm::RowNormForward,
@@ -256,7 +257,7 @@ impl Backend for Emulated {
         data.len
     }
 
-    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> usize {
+    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen {
         launch::workspace(self, shape, whole_batch)
     }
     fn channel_norm_fwd<T: Element>(
