@@ -97,9 +97,10 @@ pub(crate) fn gpu() -> Option<Cuda> {
     }
 }
 
-/// Whether shapes must be small: the emulator's access checker does about a million elements a second.
+/// Whether shapes must be small: the emulator's access checker does about a million elements a second, and
+/// compute-sanitizer, for which `WARPNORM_SMALL_SHAPES=1` asks, is slow too.
 pub(crate) fn small() -> bool {
-    cfg!(feature = "emulator-check")
+    cfg!(feature = "emulator-check") || env::var_os("WARPNORM_SMALL_SHAPES").is_some()
 }
 
 /// A file or folder of `tests/data`, or of the folder that `WARPNORM_TEST_DATA` names in its place.
