@@ -38,8 +38,8 @@ mod on_a_gpu {
         Affine, BatchNorm, BatchNormEval, BatchNormTrain, Cuda, CudaMut, CudaRef, Error, LayerNorm,
         RunningStats, Tensor,
         cudarc::driver::{
-            CudaContext, DevicePtr, DevicePtrMut,
-            sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
+            CudaContext, DevicePtr, DevicePtrMut, result,
+            sys::{CUcontext, CUdevice, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode},
         },
     };
 
@@ -57,7 +57,7 @@ mod on_a_gpu {
         unsafe {
             let driver = libloading::Library::new("libcuda.so.1").unwrap();
             let create = driver.get::<Create>(b"cuCtxCreate_v2").unwrap();
-            let device = cudarc::driver::result::device::get(0).unwrap();
+            let device = result::device::get(0).unwrap();
             let mut context = std::ptr::null_mut();
             assert_eq!(create(&mut context, 0, device), CUresult::CUDA_SUCCESS);
             CudaContext::from_raw_context(0, device, context).unwrap()
