@@ -32,7 +32,7 @@ pub trait DeviceElement: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZer
 #[cfg(not(feature = "cuda"))]
 pub trait DeviceElement {}
 
-/// A type that tensors can be stored in: `f32`, [`f16`] or [`bf16`]. Arithmetic is never done in it.
+/// A type that tensors can be stored in: `f32`, [`struct@f16`] or [`bf16`]. Arithmetic is never done in it.
 pub trait Element:
     Copy + Default + PartialEq + core::fmt::Debug + Send + Sync + 'static + DeviceElement + Sealed
 {
