@@ -108,20 +108,16 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
       if (!is_last_block(&counters[tile.tile()], walk.splits)) return;
-      stat = Stat::empty();
-      if (tile.live()) {
-        for (int split = tile.rank(); split < walk.splits; split += tile.peers()) {
-          const int64_t at = split * walk.channels + tile.channel();
-          Stat partial;
+      stat = merge_splits<Stat>(tile, walk.splits, [&](int split) {
+        const int64_t at = split * walk.channels + tile.channel();
+        Stat partial;
 #pragma unroll
-          for (int lane = 0; lane < Tile::kLanes; ++lane) {
-            partial.dy[lane] = dy_sums[at + lane];
-            partial.dy_x_hat[lane] = dy_x_hat_sums[at + lane];
-          }
-          stat.merge(partial);
+        for (int lane = 0; lane < Tile::kLanes; ++lane) {
+          partial.dy[lane] = dy_sums[at + lane];
+          partial.dy_x_hat[lane] = dy_x_hat_sums[at + lane];
         }
-      }
-      stat = tile.merge(stat);
+        return partial;
+      });
     }
   }
 
@@ -153,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     batch_norm_bwd_combine(const wn_batch_norm_bwd args, int64_t channels, const float* sums, float* totals) {
-  constexpr int kChain = 64;  // see MomentsCascade
+  constexpr int kChain = 256;  // two levels of this length serve 16 million channels
   const Params<T> weights = weight_params<T>(args.weight, args.param_dtype);
   using Stat = GradSums<1>;
   Stat all = Stat::empty();

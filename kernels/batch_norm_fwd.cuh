@@ -17,7 +17,7 @@ __device__ __forceinline__ void apply_norm(const Tile& tile, const wn_batch_norm
   float scale[Tile::kLanes], shift[Tile::kLanes];
 #pragma unroll
   for (int lane = 0; lane < Tile::kLanes; ++lane) {
-    scale[lane] = rstd[lane] * weight.at(tile.channel() + lane);
+    scale[lane] = weight.at(tile.channel() + lane);
     shift[lane] = bias.at(tile.channel() + lane);
   }
   tile.walk([&](const int64_t(&at)[Tile::kLoads], int loads) {
@@ -28,8 +28,9 @@ __device__ __forceinline__ void apply_norm(const Tile& tile, const wn_batch_norm
 #pragma unroll
       for (int i = 0; i < Tile::kVec; ++i) {
         const int lane = Tile::kLanes == 1 ? 0 : i;
-        // Not x * scale + (shift - mean * scale): only a difference taken first gives exactly `bias` where x = mean.
-        values[k][i] = (values[k][i] - mean[lane]) * scale[lane] + shift[lane];
+        // In this order: a difference taken first gives exactly `bias` where x = mean, and x_hat is of order one
+        // whatever the spread, where rstd * weight might overflow.
+        values[k][i] = (values[k][i] - mean[lane]) * rstd[lane] * scale[lane] + shift[lane];
       }
     store_chunk(static_cast<T*>(args.y), values, at, loads);
   });
@@ -76,22 +77,18 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
       if (!is_last_block(&counters[tile.tile()], walk.splits)) return;
-      stat = Stat::empty();
-      if (tile.live()) {
-        for (int split = tile.rank(); split < walk.splits; split += tile.peers()) {
-          const int64_t left = size - split * walk.span;
-          const int64_t at = split * walk.channels + tile.channel();
-          Stat partial;
-          partial.count = static_cast<float>(left < walk.span ? left : walk.span);
+      stat = merge_splits<Stat>(tile, walk.splits, [&](int split) {
+        const int64_t left = size - split * walk.span;
+        const int64_t at = split * walk.channels + tile.channel();
+        Stat partial;
+        partial.count = static_cast<float>(left < walk.span ? left : walk.span);
 #pragma unroll
-          for (int lane = 0; lane < Tile::kLanes; ++lane) {
-            partial.mean[lane] = means[at + lane];
-            partial.m2[lane] = m2s[at + lane];
-          }
-          stat.merge(partial);
+        for (int lane = 0; lane < Tile::kLanes; ++lane) {
+          partial.mean[lane] = means[at + lane];
+          partial.m2[lane] = m2s[at + lane];
         }
-      }
-      stat = tile.merge(stat);
+        return partial;
+      });
     }
   }
 

@@ -88,6 +88,21 @@ pub enum AffineGrad<'a, T: Element, B: Backend> {
 }
 
 impl<T: Element, B: Backend> AffineGrad<'_, T, B> {
+    /// The same borrow for a shorter time.
+    pub fn reborrow(&mut self) -> AffineGrad<'_, T, B> {
+        match self {
+            Self::None => AffineGrad::None,
+            Self::Same { dweight, dbias } => AffineGrad::Same {
+                dweight: dweight.as_mut().map(B::reborrow_mut),
+                dbias: dbias.as_mut().map(B::reborrow_mut),
+            },
+            Self::F32 { dweight, dbias } => AffineGrad::F32 {
+                dweight: dweight.as_mut().map(B::reborrow_mut),
+                dbias: dbias.as_mut().map(B::reborrow_mut),
+            },
+        }
+    }
+
     /// Whether neither gradient is wanted.
     pub fn is_none(&self) -> bool {
         matches!(

@@ -26,8 +26,8 @@ pub use crate::shape::Statistics;
 /// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))` in training, `dx = rstd * g` in inference,
 /// `dweight = sum(dy * x_hat)`, `dbias = sum(dy)`.
 ///
-/// The methods without `_into` allocate what they return. Those with it write to the caller's buffers and allocate
-/// nothing.
+/// The methods without `_into` allocate what they return. Those with it write to the caller's buffers and allocate no
+/// device memory.
 ///
 /// ```
 /// use warpnorm::{Affine, BatchNorm, Cpu, RunningStats, Tensor};
@@ -248,7 +248,7 @@ impl BatchNorm {
         if let Some(stats) = running {
             check_len("running_mean", self.statistics_len(), B::len_mut(&stats.mean))?;
             check_len("running_var", self.statistics_len(), B::len_mut(&stats.var))?;
-            let momentum = self.momentum.unwrap_or_else(|| 1.0 / (*stats.batches + 1) as f32);
+            let momentum = self.momentum.unwrap_or_else(|| 1.0 / stats.batches.saturating_add(1) as f32);
             batches = Some(stats.batches);
             update = Some(RunningUpdate { mean: stats.mean, var: stats.var, momentum });
         }
@@ -270,7 +270,7 @@ impl BatchNorm {
             )?;
         }
         if let Some(batches) = batches {
-            *batches += 1;
+            *batches = batches.saturating_add(1);
         }
         Ok(())
     }
@@ -454,6 +454,17 @@ pub struct RunningStatsMut<'a, B: Backend> {
     pub var: B::Mut<'a, f32>,
     /// Accepted training calls so far.
     pub batches: &'a mut u64,
+}
+
+impl<B: Backend> RunningStatsMut<'_, B> {
+    /// The same borrow for a shorter time.
+    pub fn reborrow(&mut self) -> RunningStatsMut<'_, B> {
+        RunningStatsMut {
+            mean: B::reborrow_mut(&mut self.mean),
+            var: B::reborrow_mut(&mut self.var),
+            batches: self.batches,
+        }
+    }
 }
 
 /// What [`BatchNorm::forward_train`] returns: the output, and what the backward pass needs.

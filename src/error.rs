@@ -3,7 +3,8 @@ pub type Result<T, E = Error> = core::result::Result<T, E>;
 
 /// Why a call was refused or failed.
 ///
-/// A refused call has written nothing: not to outputs, not to gradients, not to running statistics.
+/// A refused call has written nothing: not to outputs, not to gradients, not to running statistics. Only
+/// [`Error::Launch`] may come later, from the second launch of two.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -49,7 +50,7 @@ pub enum Error {
         /// The tensor's channels.
         actual: usize,
     },
-    /// The last dimension of a tensor is not what the op normalizes over.
+    /// The trailing dimensions of a tensor are not what the op normalizes over.
     #[error(
         "the trailing dimensions of `{arg}` are {actual:?}, this LayerNorm normalizes over {expected} elements"
     )]
@@ -123,14 +124,17 @@ pub enum Error {
         count: usize,
     },
     /// A GPU that none of the compiled kernels can run on.
-    #[error("the GPU has compute capability {actual}, the kernels were built for {built} and newer")]
+    #[error(
+        "the GPU has compute capability {actual}, the kernels were built for {built}; build again with \
+         WARPNORM_CUDA_ARCHS={actual}"
+    )]
     UnsupportedArch {
         /// The device's compute capability, major and minor digits together.
         actual: u32,
-        /// The oldest architecture built for.
-        built: u32,
+        /// The architectures built for.
+        built: &'static str,
     },
-    /// A buffer of another GPU or another context than the op's stream.
+    /// A buffer of another GPU, or of another `CudaContext` than the op's stream.
     #[error("`{arg}` belongs to another CUDA context than the stream of this call")]
     WrongDevice {
         /// The argument.

@@ -21,16 +21,17 @@
 //! # Ok::<(), warpnorm::Error>(())
 //! ```
 //!
-//! The *core* level, methods that end in `_into`, writes into buffers the caller gives and never allocates, so that it
-//! can be captured into a CUDA graph.
+//! The *core* level, methods that end in `_into`, writes into buffers the caller gives and allocates no device memory,
+//! so that it can be captured into a CUDA graph; see [`Cuda::warm_up`] for what a capture asks.
 //!
 //! The same code runs on a GPU: [`Cuda::new`] gives the backend, or says why there is none.
 //!
 //! # Numbers
 //!
 //! Elements are stored as `f32`, [`f16`](half::f16) or [`bf16`](half::bf16); all arithmetic and every statistic is in
-//! `f32` or wider. Statistics come from Welford's algorithm, so a mean thousands of times the spread does no harm. The
-//! same input gives the same bits, run after run: there are no floating-point atomics.
+//! `f32` or wider. Statistics come from Welford's algorithm, on the CPU from two passes in `f64`, so a mean thousands of
+//! times the spread does no harm. On the GPU squares of deviations must fit in `f32`: a spread between 1e-19 and 1e19.
+//! The same input gives the same bits, run after run: there are no floating-point atomics.
 
 // The few modules that need it allow it.
 #![deny(unsafe_code)]

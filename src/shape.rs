@@ -116,16 +116,18 @@ impl ChannelShape {
         Self::new(outer, channels, inner).ok_or_else(|| Error::TooLarge {
             arg,
             dims: all.to_vec(),
-            limit: "2^31 positions or channels and more",
+            limit: "2^31 positions or channels, or 2^46 elements, and more",
         })
     }
 
-    /// `None` where `inner` or `channels` do not fit in `i32`, or the elements not in `isize`.
+    /// The most elements: more than any memory holds, and few enough for 32-bit offsets within a block's share.
+    const MAX_LEN: usize = 1 << 46;
+
+    /// `None` where `inner` or `channels` do not fit in `i32`, or there are more than 2^46 elements.
     pub fn new(outer: usize, channels: usize, inner: usize) -> Option<Self> {
         i32::try_from(inner).ok()?;
         i32::try_from(channels).ok()?;
-        let len = outer.checked_mul(channels)?.checked_mul(inner)?;
-        isize::try_from(len).ok()?;
+        let len = outer.checked_mul(channels)?.checked_mul(inner).filter(|&len| len <= Self::MAX_LEN)?;
         if len == 0 {
             // No position is ever looked up, so any `inner` will do; this one divides safely.
             return Some(Self { outer: 0, channels, inner: 1 });
@@ -142,6 +144,8 @@ impl ChannelShape {
         let rows = self.outer * self.channels;
         if i32::try_from(rows * self.inner).is_ok() {
             Self { outer: 1, channels: 1, inner: rows * self.inner }
+        } else if self.inner == 1 {
+            Self { outer: self.outer, channels: 1, inner: self.channels }
         } else {
             Self { outer: rows, channels: 1, inner: self.inner }
         }

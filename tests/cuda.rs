@@ -67,23 +67,23 @@ mod on_a_gpu {
     #[test]
     fn a_buffer_of_another_context_is_refused_by_name() {
         let Some(on) = gpu() else { return };
-        let other = second_context().new_stream().unwrap();
-        let x = other.clone_htod(&wave(64)).unwrap();
-        on.stream().context().bind_to_thread().unwrap();
-        let y = on.stream().alloc_zeros::<f32>(64).unwrap();
-        let (mean, var) =
-            (on.stream().alloc_zeros::<f32>(4).unwrap(), on.stream().alloc_zeros::<f32>(4).unwrap());
-        let mut y = y;
-        let args = BatchNormEval {
-            x: on.view(&x, &[16, 4]).unwrap(),
-            y: on.view_mut(&mut y, &[16, 4]).unwrap(),
-            affine: Affine::None,
-            running_mean: CudaRef::from(&mean),
-            running_var: CudaRef::from(&var),
-        };
-        let refused = BatchNorm::new(4).forward_eval_into(&on, args).unwrap_err();
-        assert_eq!(refused, Error::WrongDevice { arg: "x" });
-        assert_eq!(on.stream().clone_dtoh(&y).unwrap(), [0.0; 64]);
+        // The other one of this GPU's primary context is refused, too: it does not order this one's streams.
+        for other in [second_context(), CudaContext::new(0).unwrap()] {
+            let x = other.default_stream().clone_htod(&wave(64)).unwrap();
+            on.stream().context().bind_to_thread().unwrap();
+            let zeros = |len| on.stream().alloc_zeros::<f32>(len).unwrap();
+            let (mut y, mean, var) = (zeros(64), zeros(4), zeros(4));
+            let args = BatchNormEval {
+                x: on.view(&x, &[16, 4]).unwrap(),
+                y: on.view_mut(&mut y, &[16, 4]).unwrap(),
+                affine: Affine::None,
+                running_mean: CudaRef::from(&mean),
+                running_var: CudaRef::from(&var),
+            };
+            let refused = BatchNorm::new(4).forward_eval_into(&on, args).unwrap_err();
+            assert_eq!(refused, Error::WrongDevice { arg: "x" });
+            assert_eq!(on.stream().clone_dtoh(&y).unwrap(), [0.0; 64]);
+        }
     }
 
     #[test]

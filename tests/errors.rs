@@ -299,7 +299,8 @@ fn a_tensor_of_too_few_or_too_many_dimensions_is_refused<T: Element, B: Sliced>(
 fn a_shape_that_kernels_cannot_index_is_refused<T: Element, B: Sliced>(on: &B) {
     // Empty, so that the test needs no memory: the sizes are checked nevertheless.
     for method in BATCH_NORM {
-        let message = "`x` of [0, 2, 2147483648] is too large: 2^31 positions or channels and more";
+        let message =
+            "`x` of [0, 2, 2147483648] is too large: 2^31 positions or channels, or 2^46 elements, and more";
         Call::shaped(method, &[0, 2, 1 << 31]).refused::<T, B>(on, method, message);
         let message =
             format!("`dims` of [0, 2, {}] is too large: its elements cannot be addressed", usize::MAX);

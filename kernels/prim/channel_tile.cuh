@@ -150,6 +150,25 @@ template <int kVecWidth> class ColumnTile {
   int64_t channel_;
 };
 
+/// Merges what the splits of a tile have left, in chains of at most 256 that are merged in turn. `partial(split)` reads
+/// one split's statistics of this thread's channels. All threads of the block call it; those of one channel get the
+/// same bits.
+template <class Stat, class Tile, class Partial>
+__device__ __forceinline__ Stat merge_splits(const Tile& tile, int splits, Partial partial) {
+  constexpr int kChain = 256;
+  Stat all = Stat::empty();
+  if (tile.live()) {
+    for (int64_t first = tile.rank(); first < splits; first += kChain * tile.peers()) {
+      Stat chain = Stat::empty();
+      for (int k = 0; k < kChain && first + k * tile.peers() < splits; ++k) {
+        chain.merge(partial(static_cast<int>(first + k * tile.peers())));
+      }
+      all.merge(chain);
+    }
+  }
+  return tile.merge(all);
+}
+
 /// Reads the first `loads` of a chunk; the rest become zeros.
 template <class T, int kVec, int kLoads>
 __device__ __forceinline__ void load_chunk(float (&values)[kLoads][kVec], const T* x, const int64_t (&at)[kLoads],

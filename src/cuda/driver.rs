@@ -64,15 +64,20 @@ impl Cuda {
         let capability =
             context.compute_capability().map_err(|e| driver_error("asking for the architecture", e))?;
         let actual = (capability.0 * 10 + capability.1) as u32;
-        let built = oldest_arch();
-        if actual < built {
-            return Err(Error::UnsupportedArch { actual, built });
+        if !runs_on(BUILT_ARCHS, actual) {
+            return Err(Error::UnsupportedArch { actual, built: BUILT_ARCHS });
         }
         let sms = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(|e| driver_error("counting multiprocessors", e))?;
         let limits = DeviceLimits { sms: usize::try_from(sms).unwrap_or(1).max(1) };
-        Ok(Self { stream, launchers, limits })
+        let on = Self { stream, launchers, limits };
+        match launch::probe(&on) {
+            Err(Error::Launch { code: INSUFFICIENT_DRIVER, .. }) => {
+                Err(Error::NoDriver("the one there is too old for the CUDA runtime of this program".into()))
+            }
+            probed => probed.map(|()| on),
+        }
     }
 
     /// Enqueues on a stream that another library owns, given as its `CUstream` (or `cudaStream_t`, the same thing).
@@ -84,7 +89,8 @@ impl Cuda {
     /// # Safety
     ///
     /// `stream` is a stream of the primary context of GPU `ordinal`, and outlives this value and its clones. It may be
-    /// null, which is the default stream.
+    /// null, which is the default stream. Ordering this stream's work with that of others, on memory given by raw
+    /// address, is the caller's part.
     pub unsafe fn from_raw_stream(ordinal: usize, stream: *mut core::ffi::c_void) -> Result<Self> {
         compiled_launchers()?;
         driver_library()?;
@@ -107,6 +113,11 @@ impl Cuda {
     }
 
     /// Loads every kernel. Call it before capturing a CUDA graph, in which nothing can be loaded.
+    ///
+    /// Three more things to know of captures. cudarc orders streams by events, which a capture may not wait for: turn
+    /// that off first (`CudaContext::disable_event_tracking`, with what its safety asks). The tensors and workspaces of
+    /// the captured calls must outlive the graph. And what a call computes on the host is captured as it was: with
+    /// `momentum` `None`, every replay weighs its batch as the captured call did, and `batches` does not count replays.
     ///
     /// # Errors
     ///
@@ -151,8 +162,11 @@ impl Cuda {
     }
 
     /// [`Error::WrongDevice`] unless the stream belongs to this one's context.
+    ///
+    /// Two `CudaContext`s of one GPU share its primary context, but each orders only its own streams, so a buffer of
+    /// the other one could be freed while a kernel reads it.
     fn check_context(&self, arg: &'static str, owner: &Arc<CudaStream>) -> Result<()> {
-        let same = owner.context().cu_ctx() == self.stream.context().cu_ctx();
+        let same = Arc::ptr_eq(owner.context(), self.stream.context());
         if same { Ok(()) } else { Err(Error::WrongDevice { arg }) }
     }
 }
@@ -162,6 +176,9 @@ impl fmt::Debug for Cuda {
         write!(f, "Cuda(device {}, {} SMs)", self.stream.context().ordinal(), self.limits.sms)
     }
 }
+
+/// `cudaErrorInsufficientDriver`.
+const INSUFFICIENT_DRIVER: i32 = 35;
 
 /// The launchers, where nvcc was there to compile them.
 fn compiled_launchers() -> Result<&'static sys::wn_launchers> {
@@ -176,10 +193,18 @@ fn compiled_launchers() -> Result<&'static sys::wn_launchers> {
     }
 }
 
-/// The oldest architecture the kernels were compiled for, as in `75`.
-fn oldest_arch() -> u32 {
-    let archs = option_env!("WARPNORM_CUDA_ARCHS").unwrap_or_default();
-    archs.split(';').filter_map(|arch| arch.parse().ok()).min().unwrap_or(0)
+/// The architectures that the kernels were compiled for, as in `75;80;90`.
+const BUILT_ARCHS: &str = match option_env!("WARPNORM_CUDA_ARCHS") {
+    Some(archs) => archs,
+    None => "",
+};
+
+/// Whether a GPU of this compute capability runs kernels built for these: machine code serves later GPUs of its own
+/// generation, and PTX of the newest serves any later one.
+fn runs_on(built: &str, actual: u32) -> bool {
+    let archs = || built.split(';').filter_map(|arch| arch.parse::<u32>().ok());
+    let same_generation = archs().any(|arch| arch / 10 == actual / 10 && arch <= actual);
+    same_generation || archs().max().is_some_and(|newest| newest <= actual)
 }
 
 /// Looks for the driver's library without cudarc, which panics where it is missing. It stays loaded.
@@ -396,12 +421,13 @@ impl Device for Cuda {
         self.stream.context().bind_to_thread().map_err(|e| driver_error("binding the context", e))
     }
 
-    fn leave(&self, call: &'static str, code: i32) -> Result<()> {
-        if code != 0 {
-            return Err(Error::Launch { call, code, report: String::new() });
-        }
+    fn ready(&self) -> Result<()> {
         // cudarc keeps what waiting for and recording events ran into.
         self.stream.context().check_err().map_err(|e| driver_error("ordering streams", e))
+    }
+
+    fn leave(&self, call: &'static str, code: i32) -> Result<()> {
+        if code == 0 { Ok(()) } else { Err(Error::Launch { call, code, report: String::new() }) }
     }
 
     fn read<'a, T: Element>(
@@ -432,5 +458,19 @@ impl Device for Cuda {
             }
             Target::Raw { address, .. } => Ok((*address, None)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_code_serves_its_generation_and_ptx_what_comes_later() {
+        assert!(runs_on("75;80;90", 75) && runs_on("75;80;90", 86) && runs_on("75;80;90", 90));
+        assert!(runs_on("75;80;90", 120), "PTX of 90");
+        assert!(!runs_on("75;80;90", 70), "older than all");
+        assert!(!runs_on("75;90", 80), "between two generations");
+        assert!(!runs_on("89;90", 86), "older than the one of its generation");
     }
 }

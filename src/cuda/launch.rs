@@ -34,7 +34,9 @@ pub(crate) trait Device: Backend {
     fn limits(&self) -> DeviceLimits;
     /// Before every call: makes the device current for this thread.
     fn enter(&self) -> Result<()>;
-    /// After every call, when its guards are gone: what went wrong in taking addresses, or in the call.
+    /// When all addresses of a call have been taken: what went wrong in that.
+    fn ready(&self) -> Result<()>;
+    /// After the call: its outcome.
     fn leave(&self, call: &'static str, code: i32) -> Result<()>;
     /// The address of elements to read; `arg` is for the error where they belong to another device.
     fn read<'a, T: Element>(
@@ -203,6 +205,7 @@ pub(crate) fn channel_norm_fwd<D: Device, T: Element>(
             raw.running_var = taken.read("running_var", var)?.cast_mut().cast();
         }
     }
+    on.ready()?;
     let plan = ChannelPlan::forward(shape, raw.whole_batch != 0, T::DTYPE, taken.alignment(), on.limits());
     let plan = abi_channel_plan(&plan);
     let launch = on.launchers().batch_norm_fwd.expect("every build has this launcher");
@@ -252,6 +255,7 @@ pub(crate) fn channel_norm_bwd<D: Device, T: Element>(
         whole_batch: i32::from(args.whole_batch),
         running_only,
     };
+    on.ready()?;
     let plan = ChannelPlan::backward(shape, args.whole_batch, T::DTYPE, taken.alignment(), on.limits());
     let plan = abi_channel_plan(&plan);
     let launch = on.launchers().batch_norm_bwd.expect("every build has this launcher");
@@ -288,6 +292,7 @@ pub(crate) fn row_norm_fwd<D: Device, T: Element>(
         x_dtype: abi_dtype(T::DTYPE),
         param_dtype: abi_dtype(param_dtype),
     };
+    on.ready()?;
     let plan = abi_row_plan(row_plan(shape, T::DTYPE, taken.alignment()));
     let launch = on.launchers().row_norm_fwd.expect("every build has this launcher");
     // SAFETY: every address is that of live memory of this device, or null where the header allows it; the op matched
@@ -295,6 +300,17 @@ pub(crate) fn row_norm_fwd<D: Device, T: Element>(
     let code = unsafe { launch(&raw, &plan, sys::wn_action::WN_LAUNCH, on.raw_stream()) };
     drop(taken);
     on.leave("row_norm_fwd", code)
+}
+
+/// Loads one kernel: an error if the machine cannot run any.
+#[cfg(feature = "cuda")]
+pub(crate) fn probe<D: Device>(on: &D) -> Result<()> {
+    on.enter()?;
+    let launch = on.launchers().row_norm_fwd.expect("every build has this launcher");
+    let (args, plan) =
+        (blank_row(DType::F32), abi_row_plan(RowPlan { strategy: RowStrategy::WarpPerRow, vec: 1 }));
+    // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
+    on.leave("probe", unsafe { launch(&args, &plan, sys::wn_action::WN_PREPARE, on.raw_stream()) })
 }
 
 /// Loads every kernel, so that none has to be loaded while a graph is captured.

@@ -295,6 +295,9 @@ impl Device for Emulated {
     fn enter(&self) -> Result<()> {
         Ok(())
     }
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
     fn leave(&self, call: &'static str, code: i32) -> Result<()> {
         check(call, code)
     }
