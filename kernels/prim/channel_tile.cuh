@@ -158,13 +158,15 @@ __device__ __forceinline__ Stat merge_splits(const Tile& tile, int splits, Parti
   constexpr int kChain = 256;
   Stat all = Stat::empty();
   if (tile.live()) {
-    for (int64_t first = tile.rank(); first < splits; first += kChain * tile.peers()) {
-      Stat chain = Stat::empty();
-      for (int k = 0; k < kChain && first + k * tile.peers() < splits; ++k) {
-        chain.merge(partial(static_cast<int>(first + k * tile.peers())));
-      }
+    Stat chain = Stat::empty();
+    int length = 0;
+    for (int split = tile.rank(); split < splits; split += tile.peers()) {
+      chain.merge(partial(split));
+      if (++length % kChain != 0) continue;
       all.merge(chain);
+      chain = Stat::empty();
     }
+    all.merge(chain);
   }
   return tile.merge(all);
 }
