@@ -154,8 +154,11 @@ fn benches(c: &mut Criterion) {
         Err(error) => eprintln!("no GPU times: {error}"),
         Ok(on) => {
             // Waiting for and recording an event of each buffer would be timed, too.
+            #[cfg(feature = "cuda")]
             // SAFETY: this program uses one stream.
-            unsafe { on.stream().context().disable_event_tracking() };
+            unsafe {
+                on.stream().context().disable_event_tracking();
+            }
             for shape in GPU_SHAPES {
                 run::<f32, _>(c, &on, "cuda", shape).expect("the GPU takes every shape");
                 run::<f16, _>(c, &on, "cuda", shape).expect("the GPU takes every shape");
