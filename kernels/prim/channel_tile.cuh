@@ -162,9 +162,10 @@ __device__ __forceinline__ Stat merge_splits(const Tile& tile, int splits, Parti
     int length = 0;
     for (int split = tile.rank(); split < splits; split += tile.peers()) {
       chain.merge(partial(split));
-      if (++length % kChain != 0) continue;
+      if (++length < kChain) continue;
       all.merge(chain);
       chain = Stat::empty();
+      length = 0;
     }
     all.merge(chain);
   }
