@@ -2,7 +2,7 @@ use core::fmt;
 
 use crate::{
     Element, Error, Result,
-    batch_norm::{ChannelNormBackward, ChannelNormForward},
+    channel_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
     shape::{ChannelShape, RowShape},

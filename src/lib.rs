@@ -39,6 +39,7 @@
 mod affine;
 mod backend;
 mod batch_norm;
+mod channel_norm;
 mod cpu;
 pub mod cuda;
 mod element;

@@ -3,7 +3,7 @@ use core::ops::Range;
 use super::{AffineValues, Cpu, store, wide};
 use crate::{
     AffineGrad, Element,
-    batch_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
+    channel_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
     shape::ChannelShape,
 };
 

@@ -4,7 +4,7 @@ mod row_norm;
 use crate::{
     Affine, Backend, Element, Result, View, ViewMut,
     backend::WorkspaceLen,
-    batch_norm::{ChannelNormBackward, ChannelNormForward},
+    channel_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
     shape::{ChannelShape, RowShape},

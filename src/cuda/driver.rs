@@ -12,9 +12,9 @@ use cudarc::driver::{
 
 use super::{launch, launch::Device, plan::DeviceLimits, sys};
 use crate::{
-    Backend, Element, Error, Result, View, ViewMut,
+    Backend, Element, Error, Result,
     backend::WorkspaceLen,
-    batch_norm::{ChannelNormBackward, ChannelNormForward},
+    channel_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
@@ -133,32 +133,6 @@ impl Cuda {
     /// [`Error::Driver`] where that work failed.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| driver_error("waiting for the stream", e))
-    }
-
-    /// Sees elements on the GPU as a tensor of the given dimensions, channels first: `&CudaSlice` or `CudaView`.
-    ///
-    /// # Errors
-    ///
-    /// As [`View::new`].
-    pub fn view<'a, T: Element>(
-        &self,
-        data: impl Into<CudaRef<'a, T>>,
-        dims: &[usize],
-    ) -> Result<View<'a, T, Self>> {
-        View::new(data.into(), dims)
-    }
-
-    /// Sees elements on the GPU as a tensor to write: `&mut CudaSlice` or `CudaViewMut`.
-    ///
-    /// # Errors
-    ///
-    /// As [`View::new`].
-    pub fn view_mut<'a, T: Element>(
-        &self,
-        data: impl Into<CudaMut<'a, T>>,
-        dims: &[usize],
-    ) -> Result<ViewMut<'a, T, Self>> {
-        ViewMut::new(data.into(), dims)
     }
 
     /// [`Error::WrongDevice`] unless the stream belongs to this one's context.

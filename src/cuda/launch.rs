@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Affine, AffineGrad, Backend, DType, Element, Result,
     backend::{WorkspaceLen, WorkspaceMut},
-    batch_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
+    channel_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
     layer_norm::RowNormForward,
     shape::{ChannelShape, RowShape},
 };

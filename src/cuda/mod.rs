@@ -25,3 +25,33 @@ pub mod plan;
 pub(crate) mod sys;
 
 pub use driver::{Cuda, CudaBuf, CudaMut, CudaRef};
+
+use crate::{Element, Result, View, ViewMut};
+
+impl Cuda {
+    /// Sees elements on the GPU as a tensor of the given dimensions, channels first: `&CudaSlice` or `CudaView`.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::new`].
+    pub fn view<'a, T: Element>(
+        &self,
+        data: impl Into<CudaRef<'a, T>>,
+        dims: &[usize],
+    ) -> Result<View<'a, T, Self>> {
+        View::new(data.into(), dims)
+    }
+
+    /// Sees elements on the GPU as a tensor to write: `&mut CudaSlice` or `CudaViewMut`.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::new`].
+    pub fn view_mut<'a, T: Element>(
+        &self,
+        data: impl Into<CudaMut<'a, T>>,
+        dims: &[usize],
+    ) -> Result<ViewMut<'a, T, Self>> {
+        ViewMut::new(data.into(), dims)
+    }
+}

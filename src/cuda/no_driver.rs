@@ -5,9 +5,9 @@ use core::{convert::Infallible, marker::PhantomData};
 
 use super::plan::DeviceLimits;
 use crate::{
-    Backend, Element, Error, Result, View, ViewMut,
+    Backend, Element, Error, Result,
     backend::WorkspaceLen,
-    batch_norm::{ChannelNormBackward, ChannelNormForward},
+    channel_norm::{ChannelNormBackward, ChannelNormForward},
     layer_norm::RowNormForward,
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
@@ -40,32 +40,6 @@ impl Cuda {
     /// None is needed in this build.
     pub unsafe fn from_raw_stream(_ordinal: usize, _stream: *mut core::ffi::c_void) -> Result<Self> {
         Err(FEATURE_OFF)
-    }
-
-    /// Sees elements on the GPU as a tensor of the given dimensions, channels first.
-    ///
-    /// # Errors
-    ///
-    /// As [`View::new`].
-    pub fn view<'a, T: Element>(
-        &self,
-        data: impl Into<CudaRef<'a, T>>,
-        dims: &[usize],
-    ) -> Result<View<'a, T, Self>> {
-        View::new(data.into(), dims)
-    }
-
-    /// Sees elements on the GPU as a tensor to write.
-    ///
-    /// # Errors
-    ///
-    /// As [`View::new`].
-    pub fn view_mut<'a, T: Element>(
-        &self,
-        data: impl Into<CudaMut<'a, T>>,
-        dims: &[usize],
-    ) -> Result<ViewMut<'a, T, Self>> {
-        ViewMut::new(data.into(), dims)
     }
 
     /// What plans are made for.

@@ -18,7 +18,7 @@ use core::{ffi::CStr, fmt, marker::PhantomData, ops::Range, ptr};
 use crate::{
     Backend, Element, Error, Result, View, ViewMut,
     backend::WorkspaceLen,
-    batch_norm::{ChannelNormBackward, ChannelNormForward},
+    channel_norm::{ChannelNormBackward, ChannelNormForward},
     cuda::{launch, launch::Device, plan::DeviceLimits, sys as cuda_sys},
     layer_norm::RowNormForward,
     sealed::Sealed,
