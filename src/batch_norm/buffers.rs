@@ -2,6 +2,9 @@
 
 use crate::{Affine, AffineGrad, Backend, Element, Result, Tensor, View, ViewMut, Workspace};
 
+#[cfg(doc)]
+use super::BatchNorm;
+
 /// Running mean and variance of a [`BatchNorm`]; they belong to the caller.
 #[derive(Debug)]
 pub struct RunningStats<B: Backend> {
