@@ -19,16 +19,16 @@ typedef enum wn_dtype { WN_F32 = 0, WN_F16 = 1, WN_BF16 = 2 } wn_dtype;
 /* What a launcher does: enqueue its kernels, or only load them so that a later capture finds them loaded. */
 typedef enum wn_action { WN_LAUNCH = 0, WN_PREPARE = 1 } wn_action;
 
-/* How the threads of a block share the channels of a channel norm. */
+/* How the threads of a block share the slabs of a channel norm. */
 typedef enum wn_channel_tile {
-  WN_BLOCK_PER_CHANNEL = 0, /* a block owns one channel: runs of `inner` elements */
-  WN_WARP_PER_CHANNEL = 1,  /* each warp of a block owns a channel of its own; splits = 1 */
-  WN_CHANNEL_COLUMNS = 2    /* inner = 1: a block owns neighboring channels, its threads walk down the rows */
+  WN_BLOCK_PER_CHANNEL = 0, /* a block owns one slab: runs of `inner` elements */
+  WN_WARP_PER_CHANNEL = 1,  /* each warp of a block owns a slab of its own; splits = 1 */
+  WN_CHANNEL_COLUMNS = 2    /* inner = 1: a block owns neighboring slabs of a segment, its threads walk down the rows */
 } wn_channel_tile;
 
 typedef enum wn_channel_strategy {
-  WN_SINGLE = 0, /* one launch: whoever owns a channel reads it twice, the second time from cache */
-  WN_SPLIT = 1   /* one launch for the statistics, blocks sharing channels, and one to apply them */
+  WN_SINGLE = 0, /* one launch: whoever owns a slab reads it twice, the second time from cache */
+  WN_SPLIT = 1   /* one launch for the statistics, blocks sharing slabs, and others to combine and apply them */
 } wn_channel_strategy;
 
 /* How the elements of one row are shared. */
@@ -37,110 +37,183 @@ typedef enum wn_row_strategy {
   WN_BLOCK_PER_ROW = 1 /* a block reads the row twice, the second time from cache where it fits */
 } wn_row_strategy;
 
-/* A tensor as channels, and how a grid walks it. Element (o, c, i) lies at (o * channels + c) * inner + i; channels last
- * is inner = 1. Chosen by src/cuda/plan.rs; a launcher only looks it up. */
+/* What is applied after scale, shift and residual. */
+typedef enum wn_activation {
+  WN_ACT_NONE = 0,
+  WN_ACT_RELU = 1,
+  WN_ACT_SILU = 2,     /* z * sigmoid(z) */
+  WN_ACT_GELU = 3,     /* z * Phi(z), Phi the normal distribution */
+  WN_ACT_GELU_TANH = 4 /* z / 2 * (1 + tanh(sqrt(2 / pi) * (z + 0.044715 z^3))) */
+} wn_activation;
+
+/* What a channel norm does with running statistics. */
+typedef enum wn_running {
+  WN_RUNNING_NONE = 0,     /* there are none */
+  WN_RUNNING_EACH = 1,     /* training: one per statistic, moved towards it */
+  WN_RUNNING_AVERAGED = 2, /* training: one per channel, moved towards the mean over the segments; group is 1 */
+  WN_RUNNING_FIXED = 3     /* inference: one per statistic, normalized with */
+} wn_running;
+
+/* A tensor as slabs, and how a grid walks it. Element (s, o, c, i) lies at ((s * outer + o) * channels + c) * inner + i
+ * and belongs to slab s * channels + c. Channels last is inner = 1. Chosen by src/cuda/plan.rs; a launcher only looks it
+ * up. */
 typedef struct wn_channel_walk {
+  int64_t segments;
   int64_t outer;
-  int64_t channels;
-  int64_t inner; /* below 2^31 */
-  int64_t span;  /* elements of a channel that one block takes; outer * inner <= splits * span */
-  int32_t splits;  /* blocks that share a channel */
-  int32_t columns; /* WN_CHANNEL_COLUMNS: threads side by side, a power of two up to 32; else 1 */
-  int32_t vec;     /* elements per memory access: 16 bytes' worth, or 1 */
+  int64_t channels; /* segments * channels below 2^31 */
+  int64_t inner;    /* below 2^31 */
+  int64_t span;     /* elements of a slab that one block takes; outer * inner <= splits * span */
+  int32_t splits;   /* blocks that share a slab */
+  int32_t columns;  /* WN_CHANNEL_COLUMNS: threads side by side, a power of two up to 32; else 1 */
+  int32_t vec;      /* elements per memory access: 16 bytes' worth, or 1 */
   wn_channel_tile tile;
 } wn_channel_walk;
 
 /* How to run a channel norm: the walk that gathers statistics, and the one that applies them (not used by WN_SINGLE). */
 typedef struct wn_channel_plan {
   wn_channel_strategy strategy;
-  wn_channel_walk stats;
+  wn_channel_walk stats; /* forward: its slabs are the statistics; backward: the slabs of `apply` */
   wn_channel_walk apply;
 } wn_channel_plan;
 
-/* BatchNorm forward.
+/* BatchNorm, GroupNorm and InstanceNorm, forward. `group` neighboring slabs share a statistic, so that slab k belongs to
+ * statistic k / group:
  *
- * Training (running_only = 0): mean and biased variance over outer and inner of each channel, or over the whole tensor
- * (whole_batch = 1), then y = (x - mean) * rstd * weight + bias with rstd = 1 / sqrt(var + eps). Where running_mean and
- * running_var are given: running = keep * running + take * new, with the unbiased variance for running_var; the tensor
- * holds more than one value per statistic.
- * Inference (running_only = 1): the same affine map with running_mean and running_var as the statistics.
+ *   y = act((x - mean) * rstd * weight + bias + residual),   rstd = 1 / sqrt(var + eps)
  *
- * `statistics` below is channels, or 1 with whole_batch. */
-typedef struct wn_batch_norm_fwd {
-  const void* x;       /* [outer, channels, inner] x_dtype */
-  void* y;             /* [outer, channels, inner] x_dtype */
-  const void* weight;  /* [channels] param_dtype; null means ones */
-  const void* bias;    /* [channels] param_dtype; null means zeros */
-  float* mean;         /* [statistics], written; null means not saved */
-  float* rstd;         /* [statistics], written; null means not saved */
-  float* running_mean; /* [statistics]; training: updated, or null */
-  float* running_var;  /* [statistics]; training: updated, or null */
-  uint32_t* counters;  /* WN_SPLIT: zero before and after each call, sized by src/cuda/plan.rs */
-  float* workspace;    /* WN_SPLIT: any contents, sized there too */
+ * with mean and biased variance over the statistic's elements, or running_mean and running_var (WN_RUNNING_FIXED).
+ * Running statistics move by running = (1 - momentum) * running + momentum * new, with the unbiased variance for
+ * running_var, where the tensor holds more than one value per statistic; a momentum of 0 leaves them untouched. */
+typedef struct wn_channel_norm_fwd {
+  const void* x;         /* [segments, outer, channels, inner] x_dtype */
+  void* y;               /* like x; may be x itself */
+  const void* residual;  /* like x; null means none */
+  const void* weight;    /* [channels] param_dtype; null means ones */
+  const void* bias;      /* [channels] param_dtype; null means zeros */
+  float* mean;           /* [statistics], written in training; null means not saved */
+  float* rstd;           /* [statistics], written in training; null means not saved */
+  float* running_mean;   /* [statistics], or [channels] if averaged */
+  float* running_var;    /* likewise */
+  const float* momentum; /* [1], read when the kernel runs, in place of the field `take`; null: the field counts */
+  uint32_t* counters;    /* WN_SPLIT: zero before and after each call, sized by src/cuda/plan.rs */
+  float* workspace;      /* any contents, sized there too */
+  int64_t group;
   float eps;
-  float keep;
-  float take;
+  float keep; /* 1 - momentum */
+  float take; /* momentum */
   wn_dtype x_dtype;
   wn_dtype param_dtype;
-  int32_t whole_batch;
-  int32_t running_only;
-} wn_batch_norm_fwd;
+  wn_activation activation;
+  wn_running running;
+} wn_channel_norm_fwd;
 
-/* BatchNorm backward, with g = dy * weight, x_hat = (x - mean) * rstd and means over the elements of a statistic:
+/* The same, backward. With z = x_hat * weight + bias + residual, x_hat = (x - mean) * rstd, d = act'(z) * dy and
+ * g = d * weight, and means over the elements of a statistic:
  *
- *   dweight = sum(dy * x_hat)      dbias = sum(dy)
+ *   dweight = sum(d * x_hat)      dbias = sum(d)      dresidual = d
  *   dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))          training
  *   dx = rstd * g                                                inference (running_only = 1)
  *
  * In inference `rstd` holds running_var, from which the kernels take 1 / sqrt(var + eps). */
-typedef struct wn_batch_norm_bwd {
-  const void* x;      /* [outer, channels, inner] x_dtype */
-  const void* dy;     /* [outer, channels, inner] x_dtype */
-  const void* weight; /* [channels] param_dtype; null means ones */
-  const float* mean;  /* [statistics] */
-  const float* rstd;  /* [statistics]; the variance where running_only = 1 */
-  void* dx;           /* [outer, channels, inner] x_dtype; null means not wanted */
-  void* dweight;      /* [channels] grad_dtype; null means not wanted */
-  void* dbias;        /* [channels] grad_dtype; null means not wanted */
-  uint32_t* counters; /* as in wn_batch_norm_fwd */
-  float* workspace;   /* as in wn_batch_norm_fwd */
+typedef struct wn_channel_norm_bwd {
+  const void* x;        /* [segments, outer, channels, inner] x_dtype */
+  const void* dy;       /* like x */
+  const void* residual; /* like x, read where there is an activation; null means none */
+  const void* weight;   /* [channels] param_dtype; null means ones */
+  const void* bias;     /* [channels] param_dtype, read where there is an activation; null means zeros */
+  const float* mean;    /* [statistics] */
+  const float* rstd;    /* [statistics]; the variance where running_only = 1 */
+  void* dx;             /* like x; null means not wanted */
+  void* dresidual;      /* like x; null means not wanted */
+  void* dweight;        /* [channels] grad_dtype; null means not wanted */
+  void* dbias;          /* [channels] grad_dtype; null means not wanted */
+  uint32_t* counters;   /* as in wn_channel_norm_fwd */
+  float* workspace;     /* as in wn_channel_norm_fwd */
+  int64_t group;
   float eps;
   wn_dtype x_dtype;
   wn_dtype param_dtype;
   wn_dtype grad_dtype;
-  int32_t whole_batch;
+  wn_activation activation;
+  int32_t accumulate; /* add to dweight and dbias */
   int32_t running_only;
-} wn_batch_norm_bwd;
+} wn_channel_norm_bwd;
 
 /* How to run a row norm. */
 typedef struct wn_row_plan {
   wn_row_strategy strategy;
-  int32_t vec; /* elements per memory access: 16 bytes' worth, or 1 */
+  int32_t vec;   /* elements per memory access: 16 bytes' worth, or 1 */
+  int32_t parts; /* backward: partial sums of dweight and dbias that are made, each by blocks of its own */
+  int64_t span;  /* backward: rows of one part; rows <= parts * span */
 } wn_row_plan;
 
-/* LayerNorm forward: y = (x - mean) * rstd * weight + bias over each row of cols elements. Consecutive rows start
- * x_row_stride (y_row_stride) elements apart. */
+/* Where the rows of a tensor lie: row r starts at element (r / block) * stride + (r % block) * cols. Within a call
+ * `block` is the same for all tensors; where all are dense it is 1. */
+
+/* LayerNorm and RMSNorm (rms = 1, where mean is 0 and var the mean square), forward, over each row of cols elements:
+ *
+ *   h = x + residual, rounded to x_dtype; x itself where there is no residual
+ *   y = (h - mean) * rstd * (weight_offset + weight) + bias,   rstd = 1 / sqrt(var + eps) */
 typedef struct wn_row_norm_fwd {
   int64_t rows;
-  int64_t cols; /* below 2^31 */
-  int64_t x_row_stride;
-  int64_t y_row_stride;
-  const void* x;      /* [rows, cols] x_dtype */
-  void* y;            /* [rows, cols] x_dtype */
-  const void* weight; /* [cols] param_dtype; null means ones */
-  const void* bias;   /* [cols] param_dtype; null means zeros */
-  float* mean;        /* [rows]; null means not saved */
-  float* rstd;        /* [rows]; null means not saved */
+  int64_t cols;  /* below 2^31 */
+  int64_t block; /* rows that lie densely one after another */
+  int64_t x_stride;
+  int64_t y_stride;
+  int64_t residual_stride;
+  int64_t h_stride;
+  const void* x;        /* [rows, cols] x_dtype */
+  void* y;              /* [rows, cols] x_dtype; may be x itself */
+  const void* residual; /* [rows, cols] x_dtype; null means none, and then h is null too */
+  void* h;              /* [rows, cols] x_dtype */
+  const void* weight;   /* [cols] param_dtype; null means a factor of one, whatever the offset */
+  const void* bias;     /* [cols] param_dtype; null means zeros */
+  float* mean;          /* [rows]; null means not saved */
+  float* rstd;          /* [rows]; null means not saved */
   float eps;
+  float weight_offset;
   wn_dtype x_dtype;
   wn_dtype param_dtype;
+  int32_t rms;
 } wn_row_norm_fwd;
+
+/* The same, backward. x is what was normalized: h where there was a residual. With x_hat = (x - mean) * rstd and
+ * g = dy * (weight_offset + weight), and means over a row:
+ *
+ *   dweight = sum(dy * x_hat)      dbias = sum(dy)                            sums over the rows
+ *   dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat)) + dh                  without mean(g) where rms = 1 */
+typedef struct wn_row_norm_bwd {
+  int64_t rows;
+  int64_t cols;  /* below 2^31 */
+  int64_t block; /* as in wn_row_norm_fwd */
+  int64_t x_stride;
+  int64_t dy_stride;
+  int64_t dh_stride;
+  int64_t dx_stride;
+  const void* x;      /* [rows, cols] x_dtype */
+  const void* dy;     /* [rows, cols] x_dtype */
+  const void* dh;     /* [rows, cols] x_dtype; null means none */
+  const void* weight; /* as in wn_row_norm_fwd */
+  const float* mean;  /* [rows]; null where rms = 1 */
+  const float* rstd;  /* [rows] */
+  void* dx;           /* [rows, cols] x_dtype; null means not wanted */
+  void* dweight;      /* [cols] grad_dtype; null means not wanted */
+  void* dbias;        /* [cols] grad_dtype; null means not wanted */
+  float* workspace;   /* [2, parts, cols], any contents; not used where neither dweight nor dbias is wanted */
+  float weight_offset;
+  wn_dtype x_dtype;
+  wn_dtype param_dtype;
+  wn_dtype grad_dtype;
+  int32_t accumulate; /* add to dweight and dbias */
+  int32_t rms;
+} wn_row_norm_bwd;
 
 /* Every launcher of one build of the kernels. A program may hold two builds, CUDA's and the emulator's. */
 typedef struct wn_launchers {
-  int32_t (*batch_norm_fwd)(const wn_batch_norm_fwd*, const wn_channel_plan*, wn_action, wn_stream);
-  int32_t (*batch_norm_bwd)(const wn_batch_norm_bwd*, const wn_channel_plan*, wn_action, wn_stream);
+  int32_t (*channel_norm_fwd)(const wn_channel_norm_fwd*, const wn_channel_plan*, wn_action, wn_stream);
+  int32_t (*channel_norm_bwd)(const wn_channel_norm_bwd*, const wn_channel_plan*, wn_action, wn_stream);
   int32_t (*row_norm_fwd)(const wn_row_norm_fwd*, const wn_row_plan*, wn_action, wn_stream);
+  int32_t (*row_norm_bwd)(const wn_row_norm_bwd*, const wn_row_plan*, wn_action, wn_stream);
 } wn_launchers;
 
 const wn_launchers* wn_cuda_launchers(void);

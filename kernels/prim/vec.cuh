@@ -62,13 +62,16 @@ template <class T> struct Params {
 template <class T> struct ParamsOut {
   void* data;  // null: not wanted
   bool is_f32;
+  bool accumulate;  // add to what is there
 
-  __device__ __forceinline__ void set(int64_t i, float value) const {
+  __device__ __forceinline__ void put(int64_t i, float value) const {
     if (data == nullptr) return;
     if (is_f32) {
-      static_cast<float*>(data)[i] = value;
+      float* at = static_cast<float*>(data) + i;
+      *at = accumulate ? *at + value : value;
     } else {
-      static_cast<T*>(data)[i] = dev::from_f32<T>(value);
+      T* at = static_cast<T*>(data) + i;
+      *at = dev::from_f32<T>(accumulate ? dev::to_f32(*at) + value : value);
     }
   }
 };
