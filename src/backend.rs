@@ -3,7 +3,7 @@ use core::fmt;
 use crate::{
     Element, Error, Result,
     channel_norm::{ChannelNormBackward, ChannelNormForward},
-    layer_norm::RowNormForward,
+    row_norm::{RowNormBackward, RowNormForward},
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
 };
@@ -55,7 +55,7 @@ pub trait Backend: Sealed + Clone + fmt::Debug + 'static {
 
     /// What a channel norm needs of a workspace, enough for every direction, type and alignment.
     #[doc(hidden)]
-    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen;
+    fn channel_norm_workspace(&self, shape: ChannelShape) -> WorkspaceLen;
     /// The arguments have been checked against `shape`.
     #[doc(hidden)]
     fn channel_norm_fwd<T: Element>(
@@ -63,16 +63,22 @@ pub trait Backend: Sealed + Clone + fmt::Debug + 'static {
         shape: ChannelShape,
         args: ChannelNormForward<'_, T, Self>,
     ) -> Result<()>;
-    /// The arguments have been checked against `shape`, which may be empty.
+    /// The arguments have been checked against `shape`, which may be empty but for its channels.
     #[doc(hidden)]
     fn channel_norm_bwd<T: Element>(
         &self,
         shape: ChannelShape,
         args: ChannelNormBackward<'_, T, Self>,
     ) -> Result<()>;
+    /// What a row norm needs of a workspace, enough for every type and alignment.
+    #[doc(hidden)]
+    fn row_norm_workspace(&self, shape: RowShape) -> WorkspaceLen;
     /// The arguments have been checked against `shape`.
     #[doc(hidden)]
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()>;
+    /// The arguments have been checked against `shape`, which may be empty but for its columns.
+    #[doc(hidden)]
+    fn row_norm_bwd<T: Element>(&self, shape: RowShape, args: RowNormBackward<'_, T, Self>) -> Result<()>;
 }
 
 /// Scratch memory of an op, made once by the op's `workspace` method and used for many calls. It serves any other op

@@ -1,19 +1,33 @@
 use crate::{
-    Affine, AffineGrad, Backend, Element, Error, Result, Tensor, View, ViewMut, Workspace,
-    channel_norm::{
-        BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics, RunningUpdate,
-    },
-    error::check_len,
-    shape::{ChannelShape, Dims},
+    Activation, Affine, Backend, Element, Error, Gradients, Result, Tensor, View, Workspace,
+    channel_norm::ChannelOp, shape::Scope,
 };
 
-pub use crate::shape::Statistics;
 pub use buffers::{
-    BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormGradients, BatchNormOutput,
-    BatchNormTrain, RunningStats, RunningStatsMut,
+    BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormEvalInPlace, BatchNormOutput,
+    BatchNormTrain, BatchNormTrainInPlace, RunningStats, RunningStatsMut,
 };
+pub(crate) use buffers::{TrainParts, check_momentum};
 
 mod buffers;
+
+/// What the statistics of a BatchNorm are taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Statistics {
+    /// A mean and a variance for each channel, over the batch and all positions.
+    #[default]
+    PerChannel,
+    /// One mean and one variance over all values of the batch. Weight and bias stay per channel.
+    WholeBatch,
+    /// A mean and a variance for each channel at each time step, over the batch and all positions, for tensors
+    /// `[time, batch, channels]` and longer (Cooijmans et al., [arXiv:1603.09025](https://arxiv.org/abs/1603.09025)).
+    /// Weight and bias are shared by the steps.
+    PerTimeStep {
+        /// Entries of the first dimension.
+        steps: usize,
+    },
+}
 
 /// Batch normalization (Ioffe and Szegedy, [arXiv:1502.03167](https://arxiv.org/abs/1502.03167)).
 ///
@@ -29,10 +43,14 @@ mod buffers;
 /// (ONNX and Keras call `1 - momentum` the momentum and average the biased variance.) With `momentum` `None` each
 /// batch weighs the same: the factor is `1 / k` for the `k`-th batch.
 ///
-/// Backward, with `g = dy * weight` and `x_hat = (x - mean) * rstd`:
+/// `statistics` and `virtual_batch` say what else a mean may be taken over. With an activation, or a residual among
+/// the buffers, the op is `y = act(norm(x) + residual)`, at no further pass over memory than reading the residual.
+///
+/// Backward, with `d = dy`, or `d = act'(z) * dy` where an activation was given `z`, `g = d * weight` and `x_hat = (x - mean) * rstd`:
 ///
 /// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))` in training, `dx = rstd * g` in inference,
-/// `dweight = sum(dy * x_hat)`, `dbias = sum(dy)`.
+/// `dweight = sum(d * x_hat)`, `dbias = sum(d)`, `dresidual = d`. What the activation was given is computed again, not
+/// kept.
 ///
 /// The methods without `_into` allocate what they return. Those with it write to the caller's buffers and allocate no
 /// device memory.
@@ -53,16 +71,25 @@ mod buffers;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNorm {
-    channels: usize,
-    eps: f32,
+    pub(crate) channels: usize,
+    pub(crate) eps: f32,
     momentum: Option<f32>,
-    statistics: Statistics,
+    pub(crate) statistics: Statistics,
+    virtual_batch: Option<usize>,
+    activation: Activation,
 }
 
 impl BatchNorm {
     /// Normalizes tensors of `channels` channels, with `eps` 1e-5, `momentum` 0.1 and statistics per channel.
     pub fn new(channels: usize) -> Self {
-        Self { channels, eps: 1e-5, momentum: Some(0.1), statistics: Statistics::PerChannel }
+        Self {
+            channels,
+            eps: 1e-5,
+            momentum: Some(0.1),
+            statistics: Statistics::PerChannel,
+            virtual_batch: None,
+            activation: Activation::None,
+        }
     }
 
     /// Sets the number added to the variance: finite, not negative.
@@ -86,21 +113,50 @@ impl BatchNorm {
         self
     }
 
-    /// Length of means, variances and reciprocal standard deviations: the channels, or 1 for the whole batch.
-    pub fn statistics_len(&self) -> usize {
+    /// Takes the statistics of a training pass over chunks of `samples` consecutive samples, as if each were a batch
+    /// (Hoffer et al., [arXiv:1705.08741](https://arxiv.org/abs/1705.08741), "ghost batches"). The running statistics
+    /// move once per call, by the mean over the chunks of the means and of the unbiased variances, as those of Keras'
+    /// `virtual_batch_size` do. The samples must be a multiple; for [`Statistics::PerChannel`].
+    #[must_use]
+    pub fn virtual_batch(mut self, samples: impl Into<Option<usize>>) -> Self {
+        self.virtual_batch = samples.into();
+        self
+    }
+
+    /// Sets what is applied last.
+    #[must_use]
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Length of running means and variances: the channels, 1 for the whole batch, or steps times channels.
+    pub fn running_len(&self) -> usize {
         match self.statistics {
             Statistics::PerChannel => self.channels,
             Statistics::WholeBatch => 1,
+            Statistics::PerTimeStep { steps } => steps.saturating_mul(self.channels),
         }
+    }
+
+    /// Length of the means and reciprocal standard deviations that a training pass over `x` saves: as many as
+    /// [`running_len`](Self::running_len), or channels times chunks, chunk by chunk, with a virtual batch.
+    ///
+    /// # Errors
+    ///
+    /// The shape errors of [`forward_train`](Self::forward_train).
+    pub fn saved_len<T: Element, B: Backend>(&self, x: &View<'_, T, B>) -> Result<usize> {
+        self.op()?.saved_len(&x.dims)
     }
 
     /// Normalizes with the statistics of the batch and moves the running statistics, if given.
     ///
     /// # Errors
     ///
-    /// [`Error::Rank`], [`Error::Channels`], [`Error::Length`] or [`Error::TooLarge`] for shapes that do not fit,
-    /// [`Error::Eps`] and [`Error::Momentum`] for settings out of range, [`Error::OneValue`] where a statistic would
-    /// be taken over a single value, and what the backend says of memory and launches.
+    /// [`Error::Rank`], [`Error::Channels`], [`Error::Length`], [`Error::VirtualBatch`], [`Error::TimeSteps`] or
+    /// [`Error::TooLarge`] for shapes that do not fit, [`Error::Eps`] and [`Error::Momentum`] for settings out of
+    /// range, [`Error::Unsupported`] for a virtual batch with other statistics than per channel, [`Error::OneValue`]
+    /// where a statistic would be taken over a single value, and what the backend says of memory and launches.
     pub fn forward_train<T: Element, B: Backend>(
         &self,
         on: &B,
@@ -108,12 +164,14 @@ impl BatchNorm {
         affine: Affine<'_, T, B>,
         running: Option<&mut RunningStats<B>>,
     ) -> Result<BatchNormOutput<T, B>> {
+        let saved = self.saved_len(&x.view())?;
         let mut y = Tensor::zeros_like(on, x)?;
-        let mut mean = Tensor::zeros(on, &[self.statistics_len()])?;
-        let mut rstd = Tensor::zeros(on, &[self.statistics_len()])?;
+        let mut mean = Tensor::zeros(on, &[saved])?;
+        let mut rstd = Tensor::zeros(on, &[saved])?;
         let mut workspace = self.workspace(on, x)?;
         let args = BatchNormTrain {
             x: x.view(),
+            residual: None,
             y: y.view_mut(),
             affine: affine.reborrow(),
             mean: Some(mean.data_mut()),
@@ -140,6 +198,7 @@ impl BatchNorm {
         let mut y = Tensor::zeros_like(on, x)?;
         let args = BatchNormEval {
             x: x.view(),
+            residual: None,
             y: y.view_mut(),
             affine: affine.reborrow(),
             running_mean: running.mean.data(),
@@ -147,6 +206,28 @@ impl BatchNorm {
         };
         self.forward_eval_into(on, args)?;
         Ok(y)
+    }
+
+    /// [`forward_eval`](Self::forward_eval) into `x` itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_eval`](Self::forward_eval).
+    pub fn forward_eval_in_place<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        x: &mut Tensor<T, B>,
+        affine: Affine<'_, T, B>,
+        running: &RunningStats<B>,
+    ) -> Result<()> {
+        let args = BatchNormEvalInPlace {
+            x: x.view_mut(),
+            residual: None,
+            affine: affine.reborrow(),
+            running_mean: running.mean.data(),
+            running_var: running.var.data(),
+        };
+        self.forward_eval_in_place_into(on, args)
     }
 
     /// Gradients of [`forward_train`](Self::forward_train), from its saved `mean` and `rstd`.
@@ -161,24 +242,25 @@ impl BatchNorm {
         dy: &Tensor<T, B>,
         affine: Affine<'_, T, B>,
         saved: &BatchNormOutput<T, B>,
-    ) -> Result<BatchNormGradients<T, B>> {
-        let mut grads = BatchNormGradients::zeros(on, x, &affine)?;
+    ) -> Result<Gradients<T, B>> {
+        let mut gradients = Gradients::zeros(on, x, &affine)?;
         let mut workspace = self.workspace(on, x)?;
+        let (dx, grads) = gradients.borrow_mut();
         let args = BatchNormBackwardTrain {
             x: x.view(),
+            residual: None,
             dy: dy.view(),
             affine: affine.reborrow(),
             mean: saved.mean.data(),
             rstd: saved.rstd.data(),
-            dx: Some(grads.dx.view_mut()),
-            grads: AffineGrad::F32 {
-                dweight: grads.dweight.as_mut().map(Tensor::data_mut),
-                dbias: grads.dbias.as_mut().map(Tensor::data_mut),
-            },
+            dx: Some(dx),
+            dresidual: None,
+            grads,
+            accumulate: false,
             workspace: &mut workspace,
         };
         self.backward_train_into(on, args)?;
-        Ok(grads)
+        Ok(gradients)
     }
 
     /// Gradients of [`forward_eval`](Self::forward_eval), in which the running statistics are constants.
@@ -193,24 +275,25 @@ impl BatchNorm {
         dy: &Tensor<T, B>,
         affine: Affine<'_, T, B>,
         running: &RunningStats<B>,
-    ) -> Result<BatchNormGradients<T, B>> {
-        let mut grads = BatchNormGradients::zeros(on, x, &affine)?;
+    ) -> Result<Gradients<T, B>> {
+        let mut gradients = Gradients::zeros(on, x, &affine)?;
         let mut workspace = self.workspace(on, x)?;
+        let (dx, grads) = gradients.borrow_mut();
         let args = BatchNormBackwardEval {
             x: x.view(),
+            residual: None,
             dy: dy.view(),
             affine: affine.reborrow(),
             running_mean: running.mean.data(),
             running_var: running.var.data(),
-            dx: Some(grads.dx.view_mut()),
-            grads: AffineGrad::F32 {
-                dweight: grads.dweight.as_mut().map(Tensor::data_mut),
-                dbias: grads.dbias.as_mut().map(Tensor::data_mut),
-            },
+            dx: Some(dx),
+            dresidual: None,
+            grads,
+            accumulate: false,
             workspace: &mut workspace,
         };
         self.backward_eval_into(on, args)?;
-        Ok(grads)
+        Ok(gradients)
     }
 
     /// Scratch memory for tensors shaped like `x`, enough for every method and element type.
@@ -228,55 +311,48 @@ impl BatchNorm {
     ///
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
-        let shape = ChannelShape::of("x", &x.dims, self.channels)?;
-        Workspace::new(on, on.channel_norm_workspace(shape, self.whole_batch()))
+        Workspace::new(on, self.op()?.workspace_len(on, &x.dims)?)
     }
 
     /// [`forward_train`](Self::forward_train) into the caller's buffers.
     ///
     /// # Errors
     ///
-    /// As [`forward_train`](Self::forward_train), [`Error::ShapeMismatch`] where `y` is not shaped like `x`,
-    /// [`Error::Workspace`] where the workspace was made for less, and [`Error::WrongDevice`].
+    /// As [`forward_train`](Self::forward_train), [`Error::ShapeMismatch`] where a tensor is not shaped like `x`,
+    /// [`Error::Strided`] where one has gaps, [`Error::Workspace`] where the workspace was made for less, and
+    /// [`Error::WrongDevice`].
     pub fn forward_train_into<T: Element, B: Backend>(
         &self,
         on: &B,
         args: BatchNormTrain<'_, T, B>,
     ) -> Result<()> {
-        let BatchNormTrain { x, y, affine, mean, rstd, running, workspace } = args;
-        let shape = self.check(&x.dims, &affine)?;
-        x.dims.check_same("y", &y.dims)?;
-        self.check_statistic_mut::<B>("mean", &mean)?;
-        self.check_statistic_mut::<B>("rstd", &rstd)?;
-        if let Some(momentum) = self.momentum.filter(|m| !m.is_finite()) {
-            return Err(Error::Momentum(momentum));
-        }
+        self.train(on, args.parts())
+    }
+
+    /// [`forward_train_into`](Self::forward_train_into) with the output in place of the input. A backward pass needs
+    /// the input, so this serves networks that keep it elsewhere or have none.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_train_into`](Self::forward_train_into).
+    pub fn forward_train_in_place_into<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: BatchNormTrainInPlace<'_, T, B>,
+    ) -> Result<()> {
+        self.train(on, args.parts())
+    }
+
+    fn train<T: Element, B: Backend>(&self, on: &B, parts: TrainParts<'_, T, B>) -> Result<()> {
+        let (tensors, mut statistics, running) = parts;
+        let op = self.op()?;
+        check_momentum(self.momentum)?;
         let mut batches = None;
-        let mut update = None;
-        if let Some(stats) = running {
-            check_len("running_mean", self.statistics_len(), B::len_mut(&stats.mean))?;
-            check_len("running_var", self.statistics_len(), B::len_mut(&stats.var))?;
-            let momentum = self.momentum.unwrap_or_else(|| 1.0 / stats.batches.saturating_add(1) as f32);
-            batches = Some(stats.batches);
-            update = Some(RunningUpdate { mean: stats.mean, var: stats.var, momentum });
+        if let Some(running) = running {
+            let (update, count) = running.update(self.momentum, self.running_len());
+            (statistics.running, batches) = (Some(update), Some(count));
         }
-        if !shape.is_empty() {
-            if self.values_per_statistic(shape) == 1 {
-                return Err(Error::OneValue { arg: "x", per: self.per() });
-            }
-            workspace.check(on.channel_norm_workspace(shape, self.whole_batch()))?;
-            let source = ForwardStatistics::Batch {
-                whole_batch: self.whole_batch(),
-                mean,
-                rstd,
-                running: update,
-                workspace: workspace.borrow_mut(),
-            };
-            on.channel_norm_fwd(
-                shape,
-                ChannelNormForward { x: x.data, y: y.data, affine, eps: self.eps, source },
-            )?;
-        }
+        op.forward_batch(on, tensors, statistics)?;
         if let Some(batches) = batches {
             *batches = batches.saturating_add(1);
         }
@@ -287,49 +363,44 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// As [`forward_eval`](Self::forward_eval), [`Error::ShapeMismatch`] where `y` is not shaped like `x`, and
-    /// [`Error::WrongDevice`].
+    /// As [`forward_eval`](Self::forward_eval), [`Error::ShapeMismatch`] where a tensor is not shaped like `x`,
+    /// [`Error::Strided`] where one has gaps, and [`Error::WrongDevice`].
     pub fn forward_eval_into<T: Element, B: Backend>(
         &self,
         on: &B,
         args: BatchNormEval<'_, T, B>,
     ) -> Result<()> {
-        let BatchNormEval { x, y, affine, running_mean, running_var } = args;
-        let shape = self.check(&x.dims, &affine)?;
-        x.dims.check_same("y", &y.dims)?;
-        check_len("running_mean", self.statistics_len(), B::len(&running_mean))?;
-        check_len("running_var", self.statistics_len(), B::len(&running_var))?;
-        if shape.is_empty() {
-            return Ok(());
-        }
-        let source = ForwardStatistics::Running {
-            whole_batch: self.whole_batch(),
-            mean: running_mean,
-            var: running_var,
-        };
-        on.channel_norm_fwd(shape, ChannelNormForward { x: x.data, y: y.data, affine, eps: self.eps, source })
+        let (tensors, statistics) = args.parts();
+        self.op()?.forward_fixed(on, tensors, statistics)
+    }
+
+    /// [`forward_eval_into`](Self::forward_eval_into) with the output in place of the input.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_eval_into`](Self::forward_eval_into).
+    pub fn forward_eval_in_place_into<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: BatchNormEvalInPlace<'_, T, B>,
+    ) -> Result<()> {
+        let (tensors, statistics) = args.parts();
+        self.op()?.forward_fixed(on, tensors, statistics)
     }
 
     /// [`backward_train`](Self::backward_train) into the caller's buffers.
     ///
     /// # Errors
     ///
-    /// As [`backward_train`](Self::backward_train), [`Error::Workspace`] where the workspace was made for less, and
-    /// [`Error::WrongDevice`].
+    /// As [`backward_train`](Self::backward_train), [`Error::Strided`] where a tensor has gaps, [`Error::Workspace`]
+    /// where the workspace was made for less, and [`Error::WrongDevice`].
     pub fn backward_train_into<T: Element, B: Backend>(
         &self,
         on: &B,
         args: BatchNormBackwardTrain<'_, T, B>,
     ) -> Result<()> {
-        let BatchNormBackwardTrain { x, dy, affine, mean, rstd, dx, grads, workspace } = args;
-        check_len("mean", self.statistics_len(), B::len(&mean))?;
-        check_len("rstd", self.statistics_len(), B::len(&rstd))?;
-        let shape = self.check_backward(&x, &dy, &affine, dx.as_ref(), &grads)?;
-        if !shape.is_empty() && self.values_per_statistic(shape) == 1 {
-            return Err(Error::OneValue { arg: "x", per: self.per() });
-        }
-        let source = BackwardStatistics::Batch { mean, rstd };
-        self.backward(on, shape, x, dy, affine, source, dx, grads, workspace)
+        let (tensors, mean, rstd) = args.parts();
+        self.op()?.backward_batch(on, tensors, mean, rstd)
     }
 
     /// [`backward_eval`](Self::backward_eval) into the caller's buffers.
@@ -342,86 +413,35 @@ impl BatchNorm {
         on: &B,
         args: BatchNormBackwardEval<'_, T, B>,
     ) -> Result<()> {
-        let BatchNormBackwardEval { x, dy, affine, running_mean, running_var, dx, grads, workspace } = args;
-        check_len("running_mean", self.statistics_len(), B::len(&running_mean))?;
-        check_len("running_var", self.statistics_len(), B::len(&running_var))?;
-        let shape = self.check_backward(&x, &dy, &affine, dx.as_ref(), &grads)?;
-        let source = BackwardStatistics::Running { mean: running_mean, var: running_var };
-        self.backward(on, shape, x, dy, affine, source, dx, grads, workspace)
+        let (tensors, statistics) = args.parts();
+        self.op()?.backward_fixed(on, tensors, statistics)
     }
 
-    #[allow(clippy::too_many_arguments)] // the checked pieces of one argument struct
-    fn backward<'a, T: Element, B: Backend>(
-        &self,
-        on: &B,
-        shape: ChannelShape,
-        x: View<'a, T, B>,
-        dy: View<'a, T, B>,
-        affine: Affine<'a, T, B>,
-        source: BackwardStatistics<'a, B>,
-        dx: Option<ViewMut<'a, T, B>>,
-        grads: AffineGrad<'a, T, B>,
-        workspace: &'a mut Workspace<B>,
-    ) -> Result<()> {
-        if grads.is_none() && (dx.is_none() || shape.is_empty()) || shape.channels() == 0 {
-            return Ok(());
-        }
-        workspace.check(on.channel_norm_workspace(shape, self.whole_batch()))?;
-        let args = ChannelNormBackward {
-            x: x.data,
-            dy: dy.data,
-            affine,
-            eps: self.eps,
-            whole_batch: self.whole_batch(),
-            source,
-            dx: dx.map(|v| v.data),
-            grads,
-            workspace: workspace.borrow_mut(),
+    pub(crate) fn has_virtual_batch(&self) -> bool {
+        self.virtual_batch.is_some()
+    }
+
+    fn op(&self) -> Result<ChannelOp> {
+        let fixed_scope = match self.statistics {
+            Statistics::PerChannel => Scope::Channel,
+            Statistics::WholeBatch => Scope::WholeBatch,
+            Statistics::PerTimeStep { steps } => Scope::TimeStep(steps),
         };
-        on.channel_norm_bwd(shape, args)
-    }
-
-    fn whole_batch(&self) -> bool {
-        self.statistics == Statistics::WholeBatch
-    }
-
-    fn per(&self) -> &'static str {
-        if self.whole_batch() { "batch" } else { "channel" }
-    }
-
-    fn values_per_statistic(&self, shape: ChannelShape) -> usize {
-        if self.whole_batch() { shape.len() } else { shape.per_channel() }
-    }
-
-    fn check<T: Element, B: Backend>(&self, x: &Dims, affine: &Affine<'_, T, B>) -> Result<ChannelShape> {
-        if !(self.eps >= 0.0 && self.eps.is_finite()) {
-            return Err(Error::Eps(self.eps));
-        }
-        let shape = ChannelShape::of("x", x, self.channels)?;
-        affine.check(self.channels)?;
-        Ok(shape)
-    }
-
-    fn check_backward<T: Element, B: Backend>(
-        &self,
-        x: &View<'_, T, B>,
-        dy: &View<'_, T, B>,
-        affine: &Affine<'_, T, B>,
-        dx: Option<&ViewMut<'_, T, B>>,
-        grads: &AffineGrad<'_, T, B>,
-    ) -> Result<ChannelShape> {
-        let shape = self.check(&x.dims, affine)?;
-        x.dims.check_same("dy", &dy.dims)?;
-        dx.map_or(Ok(()), |dx| x.dims.check_same("dx", &dx.dims))?;
-        grads.check(self.channels)?;
-        Ok(shape)
-    }
-
-    fn check_statistic_mut<B: Backend>(
-        &self,
-        arg: &'static str,
-        data: &Option<B::Mut<'_, f32>>,
-    ) -> Result<()> {
-        data.as_ref().map_or(Ok(()), |data| check_len(arg, self.statistics_len(), B::len_mut(data)))
+        let scope = match self.virtual_batch {
+            None => fixed_scope,
+            Some(samples) if fixed_scope == Scope::Channel => Scope::Chunk(samples),
+            Some(_) => {
+                return Err(Error::Unsupported("a virtual batch needs statistics per channel"));
+            }
+        };
+        Ok(ChannelOp {
+            name: "BatchNorm",
+            channels: self.channels,
+            eps: self.eps,
+            activation: self.activation,
+            scope,
+            fixed_scope,
+            one_value_is_enough: false,
+        })
     }
 }

@@ -41,10 +41,12 @@ pub enum Error {
         actual: usize,
     },
     /// The channel dimension of a tensor is not the op's number of channels.
-    #[error("`{arg}` has {actual} channels, this BatchNorm has {expected}")]
+    #[error("`{arg}` has {actual} channels, this {op} has {expected}")]
     Channels {
         /// The argument.
         arg: &'static str,
+        /// The op.
+        op: &'static str,
         /// The op's channels.
         expected: usize,
         /// The tensor's channels.
@@ -52,16 +54,69 @@ pub enum Error {
     },
     /// The trailing dimensions of a tensor are not what the op normalizes over.
     #[error(
-        "the trailing dimensions of `{arg}` are {actual:?}, this LayerNorm normalizes over {expected} elements"
+        "the trailing dimensions of `{arg}` are {actual:?}, this {op} normalizes over {expected} elements"
     )]
     NormalizedShape {
         /// The argument.
         arg: &'static str,
+        /// The op.
+        op: &'static str,
         /// Elements the op normalizes over.
         expected: usize,
         /// The tensor's dimensions.
         actual: Vec<usize>,
     },
+    /// The first dimension is not the number of time steps that the statistics are for.
+    #[error("`{arg}` has {actual} time steps, this BatchNorm has {expected}")]
+    TimeSteps {
+        /// The argument.
+        arg: &'static str,
+        /// The op's time steps.
+        expected: usize,
+        /// The tensor's.
+        actual: usize,
+    },
+    /// The samples cannot be cut into chunks of the size asked for.
+    #[error("`{arg}` has {samples} samples, which are no multiple of the virtual batch of {chunk}")]
+    VirtualBatch {
+        /// The argument.
+        arg: &'static str,
+        /// Samples of the tensor.
+        samples: usize,
+        /// Samples of a chunk.
+        chunk: usize,
+    },
+    /// Channels that cannot be cut into so many groups.
+    #[error("{channels} channels cannot be cut into {groups} groups")]
+    Groups {
+        /// The groups asked for.
+        groups: usize,
+        /// The channels.
+        channels: usize,
+    },
+    /// A strided view, which the op does not take.
+    #[error("`{arg}` has gaps between the entries of its first dimension, {op} takes dense tensors here")]
+    Strided {
+        /// The argument.
+        arg: &'static str,
+        /// The op.
+        op: &'static str,
+    },
+    /// A stride that would make rows overlap.
+    #[error(
+        "`{arg}` has a stride of {stride}, less than the {row} elements of an entry of its first dimension"
+    )]
+    Stride {
+        /// The argument.
+        arg: &'static str,
+        /// The stride.
+        stride: usize,
+        /// Elements of an entry.
+        row: usize,
+    },
+    /// Settings that exclude each other.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// Training needs a spread: one value has none.
     #[error("`{arg}` holds one value per {per}, training needs more than one")]
     OneValue {
@@ -76,6 +131,9 @@ pub enum Error {
     /// `momentum` must be finite.
     #[error("`momentum` is {0}, it must be finite")]
     Momentum(f32),
+    /// `weight_offset` must be 0 or 1.
+    #[error("`weight_offset` is {0}, it must be 0 or 1")]
+    WeightOffset(f32),
     /// A shape whose elements cannot be counted or indexed.
     #[error("`{arg}` of {dims:?} is too large: {limit}")]
     TooLarge {
@@ -163,4 +221,9 @@ pub enum Error {
 /// `Ok` where a buffer has the length the shape needs.
 pub(crate) fn check_len(arg: &'static str, expected: usize, actual: usize) -> Result<()> {
     if expected == actual { Ok(()) } else { Err(Error::Length { arg, expected, actual }) }
+}
+
+/// `Ok` where `eps` is what every op takes.
+pub(crate) fn check_eps(eps: f32) -> Result<()> {
+    if eps >= 0.0 && eps.is_finite() { Ok(()) } else { Err(Error::Eps(eps)) }
 }

@@ -1,6 +1,10 @@
 use crate::{
-    Affine, Backend, Element, Error, Result, Tensor, View, ViewMut, error::check_len, shape::RowShape,
+    Affine, AffineGrad, Backend, Element, Gradients, Residual, Result, Tensor, View, ViewMut, Workspace,
+    row_norm::{BackwardTensors, ForwardTensors, RowOp},
 };
+
+#[cfg(doc)]
+use crate::Error;
 
 /// Layer normalization (Ba, Kiros and Hinton, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450)) over the trailing
 /// dimensions.
@@ -8,6 +12,16 @@ use crate::{
 /// `y = (x - mean) / sqrt(var + eps) * weight + bias`, with `mean` and the biased `var = sum((x - mean)²) / cols` of
 /// each row of `cols` elements. Weight and bias have one value per column. PyTorch's, ONNX's and Keras' definitions
 /// agree.
+///
+/// Backward, with `g = dy * weight`, `x_hat = (x - mean) * rstd` and means over a row:
+///
+/// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`, `dweight = sum(dy * x_hat)`, `dbias = sum(dy)`, sums over rows.
+///
+/// With a [`Residual`], as before each block of a transformer, `h = x + residual; y = norm(h)`. Its backward pass is
+/// that of `h`, to which the gradient `dh` that reaches `h` by its other uses is added: `dx` is then the gradient of `x`
+/// and of `residual`, which are the same.
+///
+/// Rows may have gaps between them: see [`View::strided`].
 ///
 /// ```
 /// use warpnorm::{Affine, Cpu, LayerNorm, Tensor};
@@ -22,7 +36,8 @@ use crate::{
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 ///
-/// Input and output are different buffers, which the borrow checker sees to:
+/// Input and output are different buffers, which the borrow checker sees to; [`LayerNorm::forward_in_place_into`]
+/// takes one:
 ///
 /// ```compile_fail,E0502
 /// use warpnorm::{Affine, Cpu, LayerNorm, LayerNormForward};
@@ -31,6 +46,7 @@ use crate::{
 /// let args = LayerNormForward {
 ///     x: Cpu.view(&x, &[1, 2])?,
 ///     y: Cpu.view_mut(&mut x, &[1, 2])?,
+///     residual: None,
 ///     affine: Affine::None,
 ///     mean: None,
 ///     rstd: None,
@@ -61,21 +77,50 @@ impl LayerNorm {
     ///
     /// # Errors
     ///
-    /// [`Error::NormalizedShape`], [`Error::Length`] or [`Error::TooLarge`] for shapes that do not fit, [`Error::Eps`]
-    /// for an `eps` out of range, and what the backend says of memory and launches.
+    /// [`Error::NormalizedShape`], [`Error::Length`] or [`Error::TooLarge`] for shapes that do not fit,
+    /// [`Error::Eps`] for an `eps` out of range, and what the backend says of memory and launches.
     pub fn forward<T: Element, B: Backend>(
         &self,
         on: &B,
         x: &Tensor<T, B>,
         affine: Affine<'_, T, B>,
     ) -> Result<LayerNormOutput<T, B>> {
-        let rows = RowShape::of("x", &x.view().dims, self.cols)?.rows();
+        self.forward_to(on, x, None, affine)
+    }
+
+    /// Normalizes each row of `h = x + residual` and returns `h` too.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward), and [`Error::ShapeMismatch`] where `residual` is not shaped like `x`.
+    pub fn forward_residual<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        x: &Tensor<T, B>,
+        residual: &Tensor<T, B>,
+        affine: Affine<'_, T, B>,
+    ) -> Result<(Tensor<T, B>, LayerNormOutput<T, B>)> {
+        let mut h = Tensor::zeros_like(on, x)?;
+        let sum = Residual { residual: residual.view(), h: h.view_mut() };
+        let out = self.forward_to(on, x, Some(sum), affine)?;
+        Ok((h, out))
+    }
+
+    fn forward_to<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        x: &Tensor<T, B>,
+        mut residual: Option<Residual<'_, T, B>>,
+        affine: Affine<'_, T, B>,
+    ) -> Result<LayerNormOutput<T, B>> {
+        let rows = self.op().shape(&x.view().dims)?.rows();
         let mut y = Tensor::zeros_like(on, x)?;
         let mut mean = Tensor::zeros(on, &[rows])?;
         let mut rstd = Tensor::zeros(on, &[rows])?;
         let args = LayerNormForward {
             x: x.view(),
             y: y.view_mut(),
+            residual: residual.as_mut().map(Residual::reborrow),
             affine: affine.reborrow(),
             mean: Some(mean.data_mut()),
             rstd: Some(rstd.data_mut()),
@@ -84,34 +129,133 @@ impl LayerNorm {
         Ok(LayerNormOutput { y, mean, rstd })
     }
 
+    /// [`forward`](Self::forward) into `x` itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn forward_in_place<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        x: &mut Tensor<T, B>,
+        affine: Affine<'_, T, B>,
+    ) -> Result<()> {
+        let args = LayerNormInPlace {
+            x: x.view_mut(),
+            residual: None,
+            affine: affine.reborrow(),
+            mean: None,
+            rstd: None,
+        };
+        self.forward_in_place_into(on, args)
+    }
+
+    /// Gradients of [`forward`](Self::forward), from what it saved. After
+    /// [`forward_residual`](Self::forward_residual), `x` is `h`.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward), and [`Error::ShapeMismatch`] where `dy` is not shaped like `x`.
+    pub fn backward<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        x: &Tensor<T, B>,
+        dy: &Tensor<T, B>,
+        affine: Affine<'_, T, B>,
+        saved: &LayerNormOutput<T, B>,
+    ) -> Result<Gradients<T, B>> {
+        let mut gradients = Gradients::zeros(on, x, &affine)?;
+        let mut workspace = self.workspace(on, x)?;
+        let (dx, grads) = gradients.borrow_mut();
+        let args = LayerNormBackward {
+            x: x.view(),
+            dy: dy.view(),
+            dh: None,
+            affine: affine.reborrow(),
+            mean: saved.mean.data(),
+            rstd: saved.rstd.data(),
+            dx: Some(dx),
+            grads,
+            accumulate: false,
+            workspace: &mut workspace,
+        };
+        self.backward_into(on, args)?;
+        Ok(gradients)
+    }
+
+    /// Scratch memory for the backward pass of tensors shaped like `x`, enough for every element type.
+    ///
+    /// # Errors
+    ///
+    /// The shape errors of [`forward`](Self::forward), and what the backend says of memory.
+    pub fn workspace<T: Element, B: Backend>(&self, on: &B, x: &Tensor<T, B>) -> Result<Workspace<B>> {
+        self.workspace_for(on, x.view())
+    }
+
+    /// As [`workspace`](Self::workspace), for a view.
+    ///
+    /// # Errors
+    ///
+    /// As [`workspace`](Self::workspace).
+    pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
+        Workspace::new(on, self.op().workspace_len(on, &x.dims)?)
+    }
+
     /// [`forward`](Self::forward) into the caller's buffers.
     ///
     /// # Errors
     ///
-    /// As [`forward`](Self::forward), [`Error::ShapeMismatch`] where `y` is not shaped like `x`, and
-    /// [`Error::WrongDevice`].
+    /// As [`forward`](Self::forward), [`Error::ShapeMismatch`] where a tensor is not shaped like `x`,
+    /// [`Error::Strided`] where a row itself would have gaps, and [`Error::WrongDevice`].
     pub fn forward_into<T: Element, B: Backend>(
         &self,
         on: &B,
         args: LayerNormForward<'_, T, B>,
     ) -> Result<()> {
-        let LayerNormForward { x, y, affine, mean, rstd } = args;
-        if !(self.eps >= 0.0 && self.eps.is_finite()) {
-            return Err(Error::Eps(self.eps));
-        }
-        let shape = RowShape::of("x", &x.dims, self.cols)?;
-        x.dims.check_same("y", &y.dims)?;
-        affine.check(shape.cols())?;
-        mean.as_ref().map_or(Ok(()), |mean| check_len("mean", shape.rows(), B::len_mut(mean)))?;
-        rstd.as_ref().map_or(Ok(()), |rstd| check_len("rstd", shape.rows(), B::len_mut(rstd)))?;
-        if shape.is_empty() {
-            return Ok(());
-        }
-        on.row_norm_fwd(shape, RowNormForward { x: x.data, y: y.data, affine, eps: self.eps, mean, rstd })
+        let LayerNormForward { x, y, residual, affine, mean, rstd } = args;
+        let sum = residual.map(|Residual { residual, h }| (Some(residual), h));
+        self.op().forward(on, ForwardTensors { x: Some(x), y, sum, affine, mean, rstd })
+    }
+
+    /// [`forward_into`](Self::forward_into) with the output in place of the input, and the sum, if there is one, in
+    /// place of the residual.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_into`](Self::forward_into).
+    pub fn forward_in_place_into<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: LayerNormInPlace<'_, T, B>,
+    ) -> Result<()> {
+        let LayerNormInPlace { x, residual, affine, mean, rstd } = args;
+        let sum = residual.map(|h| (None, h));
+        self.op().forward(on, ForwardTensors { x: None, y: x, sum, affine, mean, rstd })
+    }
+
+    /// [`backward`](Self::backward) into the caller's buffers.
+    ///
+    /// # Errors
+    ///
+    /// As [`backward`](Self::backward), [`Error::Strided`] where a row itself would have gaps, [`Error::Workspace`]
+    /// where the workspace was made for less, and [`Error::WrongDevice`].
+    pub fn backward_into<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: LayerNormBackward<'_, T, B>,
+    ) -> Result<()> {
+        let LayerNormBackward { x, dy, dh, affine, mean, rstd, dx, grads, accumulate, workspace } = args;
+        let mean = Some(mean);
+        let tensors = BackwardTensors { x, dy, dh, affine, mean, rstd, dx, grads, accumulate, workspace };
+        self.op().backward(on, tensors)
+    }
+
+    fn op(&self) -> RowOp {
+        RowOp { name: "LayerNorm", cols: self.cols, eps: self.eps, weight_offset: 0.0, rms: false }
     }
 }
 
-/// What [`LayerNorm::forward`] returns: the output, and what a backward pass needs.
+/// What [`LayerNorm::forward`] returns: the output, and what the backward pass needs.
 #[derive(Debug)]
 pub struct LayerNormOutput<T: Element, B: Backend> {
     /// The output, shaped like `x`.
@@ -128,6 +272,8 @@ pub struct LayerNormForward<'a, T: Element, B: Backend> {
     pub x: View<'a, T, B>,
     /// Output, shaped like `x`.
     pub y: ViewMut<'a, T, B>,
+    /// What is added first, if anything.
+    pub residual: Option<Residual<'a, T, B>>,
     /// Scale and shift, one value per column.
     pub affine: Affine<'a, T, B>,
     /// Where to keep each row's mean.
@@ -136,12 +282,40 @@ pub struct LayerNormForward<'a, T: Element, B: Backend> {
     pub rstd: Option<B::Mut<'a, f32>>,
 }
 
-/// A forward pass of the row norms, checked against its shape.
-pub struct RowNormForward<'a, T: Element, B: Backend> {
-    pub(crate) x: B::Ref<'a, T>,
-    pub(crate) y: B::Mut<'a, T>,
-    pub(crate) affine: Affine<'a, T, B>,
-    pub(crate) eps: f32,
-    pub(crate) mean: Option<B::Mut<'a, f32>>,
-    pub(crate) rstd: Option<B::Mut<'a, f32>>,
+/// Buffers of [`LayerNorm::forward_in_place_into`].
+pub struct LayerNormInPlace<'a, T: Element, B: Backend> {
+    /// Input, which the output replaces.
+    pub x: ViewMut<'a, T, B>,
+    /// What is added first, if anything, shaped like `x`; the sum replaces it.
+    pub residual: Option<ViewMut<'a, T, B>>,
+    /// Scale and shift, one value per column.
+    pub affine: Affine<'a, T, B>,
+    /// Where to keep each row's mean.
+    pub mean: Option<B::Mut<'a, f32>>,
+    /// Where to keep each row's reciprocal standard deviation.
+    pub rstd: Option<B::Mut<'a, f32>>,
+}
+
+/// Buffers of [`LayerNorm::backward_into`].
+pub struct LayerNormBackward<'a, T: Element, B: Backend> {
+    /// What the forward pass normalized: its input, or the sum `h`.
+    pub x: View<'a, T, B>,
+    /// Gradient of its output, shaped like `x`.
+    pub dy: View<'a, T, B>,
+    /// Gradient that reaches the sum `h` by its other uses, if any, shaped like `x`; added to `dx`.
+    pub dh: Option<View<'a, T, B>>,
+    /// Scale and shift of the forward pass; the shift is not read.
+    pub affine: Affine<'a, T, B>,
+    /// Means that the forward pass saved.
+    pub mean: B::Ref<'a, f32>,
+    /// Reciprocal standard deviations that the forward pass saved.
+    pub rstd: B::Ref<'a, f32>,
+    /// Gradient of the input, shaped like it, if wanted.
+    pub dx: Option<ViewMut<'a, T, B>>,
+    /// Gradients of scale and shift, one value per column, as far as wanted.
+    pub grads: AffineGrad<'a, T, B>,
+    /// Whether these are added to what `grads` holds.
+    pub accumulate: bool,
+    /// Scratch memory made by [`LayerNorm::workspace`].
+    pub workspace: &'a mut Workspace<B>,
 }

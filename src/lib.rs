@@ -1,10 +1,14 @@
 //! Normalization layers for NVIDIA GPUs: hand-written CUDA kernels behind a safe Rust API, with a CPU backend of the
 //! same interface.
 //!
-//! | op | forward | backward |
+//! | op | statistics over | affine per |
 //! |---|---|---|
-//! | [`BatchNorm`] | training and inference | training and inference |
-//! | [`LayerNorm`] | yes | not yet |
+//! | [`BatchNorm`] | batch and positions, per channel; or the whole batch; in training or given | channel |
+//! | [`InstanceNorm`] | positions, per sample and channel; or given | channel |
+//! | [`GroupNorm`] | positions and channels of a group, per sample | channel |
+//! | [`LayerNorm`], [`RmsNorm`] | trailing dimensions | column |
+//!
+//! All have forward and backward passes, for `f32`, `f16` and `bf16`; the first three take both layouts.
 //!
 //! Every op comes on two levels. The *convenience* level takes [`Tensor`]s and allocates what it returns:
 //!
@@ -36,6 +40,7 @@
 // The few modules that need it allow it.
 #![deny(unsafe_code)]
 
+mod activation;
 mod affine;
 mod backend;
 mod batch_norm;
@@ -46,23 +51,39 @@ mod element;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod error;
+mod fold;
+mod group_norm;
+mod instance_norm;
 mod layer_norm;
+mod population;
+mod rms_norm;
+mod row_norm;
 mod shape;
 mod tensor;
 
+pub use activation::Activation;
 pub use affine::{Affine, AffineGrad};
 pub use backend::{Backend, Workspace, WorkspaceLen};
 pub use batch_norm::{
-    BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormGradients,
-    BatchNormOutput, BatchNormTrain, RunningStats, RunningStatsMut, Statistics,
+    BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormEvalInPlace,
+    BatchNormOutput, BatchNormTrain, BatchNormTrainInPlace, RunningStats, RunningStatsMut, Statistics,
 };
+pub use channel_norm::Gradients;
 pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaBuf, CudaMut, CudaRef};
 pub use element::{DType, Element};
 #[cfg(feature = "emulator")]
 pub use emulated::{Emulated, EmulatedBuf, EmulatedLaunch, EmulatedMut, EmulatedRef};
 pub use error::{Error, Result};
-pub use layer_norm::{LayerNorm, LayerNormForward, LayerNormOutput};
+pub use group_norm::{GroupNorm, GroupNormBackward, GroupNormForward, GroupNormInPlace, GroupNormOutput};
+pub use instance_norm::{
+    InstanceNorm, InstanceNormBackward, InstanceNormBackwardEval, InstanceNormEval, InstanceNormEvalInPlace,
+    InstanceNormForward, InstanceNormInPlace, InstanceNormOutput,
+};
+pub use layer_norm::{LayerNorm, LayerNormBackward, LayerNormForward, LayerNormInPlace, LayerNormOutput};
+pub use population::PopulationStats;
+pub use rms_norm::{RmsNorm, RmsNormBackward, RmsNormForward, RmsNormInPlace, RmsNormOutput};
+pub use row_norm::Residual;
 pub use shape::Layout;
 pub use tensor::{Tensor, View, ViewMut};
 

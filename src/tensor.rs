@@ -1,6 +1,6 @@
 use core::fmt;
 
-use crate::{Backend, Element, Layout, Result, error::check_len, shape::Dims};
+use crate::{Backend, Element, Error, Layout, Result, error::check_len, shape::Dims};
 
 /// An owned tensor: elements of type `T` on backend `B`, their dimensions and their [`Layout`].
 ///
@@ -121,6 +121,23 @@ impl<'a, T: Element, B: Backend> View<'a, T, B> {
         Ok(Self { data, dims })
     }
 
+    /// Sees part of `data` as a tensor whose entries of the first dimension start `stride` elements apart, each of them
+    /// dense, as the queries in a packed projection of queries, keys and values do. What lies between is not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`](crate::Error::Length) where `data` ends before the last entry does,
+    /// [`Error::Stride`](crate::Error::Stride) where entries would overlap, and
+    /// [`Error::TooLarge`](crate::Error::TooLarge) where they cannot be counted.
+    pub fn strided(data: B::Ref<'a, T>, dims: &[usize], stride: usize) -> Result<Self> {
+        let dims = Dims::strided("dims", dims, stride)?;
+        let (needed, actual) = (dims.extent(), B::len(&data));
+        if actual < needed {
+            return Err(Error::Length { arg: "data", expected: needed, actual });
+        }
+        Ok(Self { data, dims })
+    }
+
     /// Says that the last dimension holds the channels.
     #[must_use]
     pub fn channels_last(mut self) -> Self {
@@ -154,6 +171,23 @@ impl<'a, T: Element, B: Backend> ViewMut<'a, T, B> {
     pub fn new(data: B::Mut<'a, T>, dims: &[usize]) -> Result<Self> {
         let dims = Dims::new("dims", dims)?;
         check_len("data", dims.len(), B::len_mut(&data))?;
+        Ok(Self { data, dims })
+    }
+
+    /// Sees part of `data` as a tensor whose entries of the first dimension start `stride` elements apart, each of them
+    /// dense, as the queries in a packed projection of queries, keys and values do. What lies between is not touched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`](crate::Error::Length) where `data` ends before the last entry does,
+    /// [`Error::Stride`](crate::Error::Stride) where entries would overlap, and
+    /// [`Error::TooLarge`](crate::Error::TooLarge) where they cannot be counted.
+    pub fn strided(data: B::Mut<'a, T>, dims: &[usize], stride: usize) -> Result<Self> {
+        let dims = Dims::strided("dims", dims, stride)?;
+        let (needed, actual) = (dims.extent(), B::len_mut(&data));
+        if actual < needed {
+            return Err(Error::Length { arg: "data", expected: needed, actual });
+        }
         Ok(Self { data, dims })
     }
 

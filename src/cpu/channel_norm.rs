@@ -1,148 +1,202 @@
 use core::ops::Range;
 
-use super::{AffineValues, Cpu, store, wide};
+use super::{AffineValues, Cpu, store, store_grads, wide};
 use crate::{
-    AffineGrad, Element,
-    channel_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
+    Element,
+    channel_norm::{BackwardSource, ChannelNormBackward, ChannelNormForward, FixedStatistics, ForwardSource},
     shape::ChannelShape,
 };
 
-/// Calls `body` with each channel and a run of its elements, in the order of memory.
+/// Calls `body` with each slab and a run of its elements, in the order of memory.
 fn for_each_run(shape: ChannelShape, mut body: impl FnMut(usize, Range<usize>)) {
     let mut start = 0;
-    for _ in 0..shape.outer() {
-        for channel in 0..shape.channels() {
-            body(channel, start..start + shape.inner());
-            start += shape.inner();
+    for segment in 0..shape.segments() {
+        for _ in 0..shape.outer() {
+            for channel in 0..shape.channels() {
+                body(segment * shape.channels() + channel, start..start + shape.inner());
+                start += shape.inner();
+            }
         }
     }
 }
 
-/// Statistics by index of channel: one each, or one that all share.
-struct Centers {
+/// What normalizes each slab, and scales and shifts it.
+struct Slabs {
+    shape: ChannelShape,
     mean: Vec<f64>,
     rstd: Vec<f64>,
-    whole_batch: bool,
+    affine: AffineValues,
 }
 
-impl Centers {
-    fn at(&self, channel: usize) -> (f64, f64) {
-        let i = if self.whole_batch { 0 } else { channel };
-        (self.mean[i], self.rstd[i])
+/// The numbers of one slab.
+#[derive(Clone, Copy)]
+struct Slab {
+    mean: f64,
+    rstd: f64,
+    weight: f64,
+    bias: f64,
+}
+
+impl Slabs {
+    fn at(&self, slab: usize) -> Slab {
+        let (statistic, channel) = (slab / self.shape.group(), slab % self.shape.channels());
+        Slab {
+            mean: self.mean[statistic],
+            rstd: self.rstd[statistic],
+            weight: self.affine.weight[channel],
+            bias: self.affine.bias[channel],
+        }
+    }
+}
+
+impl Slab {
+    fn x_hat<T: Element>(&self, x: T) -> f64 {
+        (wide(x) - self.mean) * self.rstd
     }
 }
 
 pub(super) fn forward<T: Element>(shape: ChannelShape, args: ChannelNormForward<'_, T, Cpu>) {
-    let ChannelNormForward { x, y, affine, eps, source } = args;
-    let eps = f64::from(eps);
-    let centers = match source {
-        ForwardStatistics::Batch { whole_batch, mean, rstd, running, workspace: _ } => {
-            let stats = if whole_batch { shape.as_one_channel() } else { shape };
-            let (means, vars) = moments(stats, x);
-            let rstds: Vec<f64> = vars.iter().map(|v| (v + eps).sqrt().recip()).collect();
-            store(mean, &means);
-            store(rstd, &rstds);
+    let ChannelNormForward { x, residual, y, affine, eps, activation, source } = args;
+    let y = &mut y[..shape.len()];
+    if let Some(x) = x {
+        y.copy_from_slice(&x[..shape.len()]);
+    }
+    let (mean, rstd) = match source {
+        ForwardSource::Batch { mean: mean_out, rstd: rstd_out, running, averaged, workspace: _ } => {
+            let (mean, var) = moments(shape.merged(), y);
+            let rstd = reciprocal_std(&var, eps);
+            store(mean_out, &mean);
+            store(rstd_out, &rstd);
             if let Some(running) = running {
-                let n = stats.per_channel() as f64;
-                let take = f64::from(running.momentum);
-                let moved = |old: f32, new: f64| ((1.0 - take) * f64::from(old) + take * new) as f32;
-                for (c, (mean, var)) in running.mean.iter_mut().zip(running.var).enumerate() {
-                    *mean = moved(*mean, means[c]);
-                    *var = moved(*var, vars[c] * n / (n - 1.0));
-                }
+                let momentum = running.device_momentum.map_or(running.momentum, |m| m[0]);
+                let n = shape.per_statistic() as f64;
+                let moved_to = |to: &mut [f32], new: &[f64]| {
+                    let (len, samples) = (to.len(), new.len() / to.len());
+                    for (i, to) in to.iter_mut().enumerate() {
+                        let sum: f64 = if averaged { new[i..].iter().step_by(len).sum() } else { new[i] };
+                        *to = moved(*to, sum / if averaged { samples as f64 } else { 1.0 }, momentum);
+                    }
+                };
+                let unbiased: Vec<f64> = var.iter().map(|var| var * n / (n - 1.0)).collect();
+                moved_to(running.mean, &mean);
+                moved_to(running.var, &unbiased);
             }
-            Centers { mean: means, rstd: rstds, whole_batch }
+            (mean, rstd)
         }
-        ForwardStatistics::Running { whole_batch, mean, var } => running(mean, var, eps, whole_batch),
+        ForwardSource::Fixed(statistics) => fixed(&statistics, eps),
     };
-    let affine = AffineValues::of(&affine, shape.channels());
-    for_each_run(shape, |channel, run| {
-        let (mean, rstd) = centers.at(channel);
-        let (weight, bias) = (affine.weight[channel], affine.bias[channel]);
-        for (x, y) in x[run.clone()].iter().zip(&mut y[run]) {
-            *y = T::from_f64((wide(*x) - mean) * rstd * weight + bias);
+    let slabs = Slabs { shape, mean, rstd, affine: AffineValues::of(&affine, shape.channels()) };
+    for_each_run(shape, |slab, run| {
+        let slab = slabs.at(slab);
+        for (i, y) in run.clone().zip(&mut y[run]) {
+            let z = slab.x_hat(*y) * slab.weight + slab.bias + residual.map_or(0.0, |v| wide(v[i]));
+            *y = T::from_f64(activation.apply(z));
         }
     });
+}
+
+/// A momentum of 0 leaves the old value alone, even where the new one is NaN.
+fn moved(old: f32, new: f64, momentum: f32) -> f32 {
+    if momentum == 0.0 {
+        return old;
+    }
+    let take = f64::from(momentum);
+    ((1.0 - take) * f64::from(old) + take * new) as f32
 }
 
 pub(super) fn backward<T: Element>(shape: ChannelShape, args: ChannelNormBackward<'_, T, Cpu>) {
-    let ChannelNormBackward { x, dy, affine, eps, whole_batch, source, dx, grads, workspace: _ } = args;
-    let (centers, training) = match source {
-        BackwardStatistics::Batch { mean, rstd } => {
-            let widened = |v: &[f32]| v.iter().copied().map(f64::from).collect();
-            (Centers { mean: widened(mean), rstd: widened(rstd), whole_batch }, true)
-        }
-        BackwardStatistics::Running { mean, var } => (running(mean, var, f64::from(eps), whole_batch), false),
+    let ChannelNormBackward {
+        x,
+        residual,
+        dy,
+        affine,
+        eps,
+        activation,
+        source,
+        dx,
+        dresidual,
+        grads,
+        accumulate,
+        workspace: _,
+    } = args;
+    let widened = |v: &[f32]| v.iter().copied().map(f64::from).collect();
+    let ((mean, rstd), training) = match source {
+        BackwardSource::Batch { mean, rstd } => ((widened(mean), widened(rstd)), true),
+        BackwardSource::Fixed(statistics) => (fixed(&statistics, eps), false),
     };
-    let affine = AffineValues::of(&affine, shape.channels());
+    let slabs = Slabs { shape, mean, rstd, affine: AffineValues::of(&affine, shape.channels()) };
+    // The gradient of what the activation was given, and x_hat.
+    let gradient = |slab: &Slab, i: usize| {
+        let x_hat = slab.x_hat(x[i]);
+        let z = x_hat * slab.weight + slab.bias + residual.map_or(0.0, |v| wide(v[i]));
+        (wide(dy[i]) * activation.derivative(z), x_hat)
+    };
 
-    let (mut dweight, mut dbias) = (vec![0.0; shape.channels()], vec![0.0; shape.channels()]);
-    for_each_run(shape, |channel, run| {
-        let (mean, rstd) = centers.at(channel);
-        for (x, dy) in x[run.clone()].iter().zip(&dy[run]) {
-            dweight[channel] += wide(*dy) * (wide(*x) - mean) * rstd;
-            dbias[channel] += wide(*dy);
+    let (mut sum_d, mut sum_dx_hat) = (vec![0.0; shape.slabs()], vec![0.0; shape.slabs()]);
+    for_each_run(shape, |index, run| {
+        let slab = slabs.at(index);
+        for i in run {
+            let (d, x_hat) = gradient(&slab, i);
+            sum_d[index] += d;
+            sum_dx_hat[index] += d * x_hat;
         }
     });
 
+    if let Some(dresidual) = dresidual {
+        for_each_run(shape, |slab, run| {
+            let slab = slabs.at(slab);
+            run.for_each(|i| dresidual[i] = T::from_f64(gradient(&slab, i).0));
+        });
+    }
     if let Some(dx) = dx {
         // Means of g and of g * x_hat over the elements of each statistic.
-        let (mut mean_g, mut mean_gx) = (vec![0.0; shape.channels()], vec![0.0; shape.channels()]);
-        if training {
-            for c in 0..shape.channels() {
-                mean_g[c] = affine.weight[c] * dbias[c];
-                mean_gx[c] = affine.weight[c] * dweight[c];
-            }
-            let (sums, n) = match whole_batch {
-                true => ((mean_g.iter().sum(), mean_gx.iter().sum()), shape.len()),
-                false => ((0.0, 0.0), shape.per_channel()),
-            };
-            if whole_batch {
-                mean_g.fill(sums.0);
-                mean_gx.fill(sums.1);
-            }
-            mean_g.iter_mut().chain(&mut mean_gx).for_each(|v| *v /= n as f64);
+        let (mut mean_g, mut mean_gx) = (vec![0.0; shape.statistics()], vec![0.0; shape.statistics()]);
+        let n = shape.per_statistic() as f64;
+        for slab in 0..shape.slabs() {
+            let weight = slabs.affine.weight[slab % shape.channels()];
+            mean_g[slab / shape.group()] += weight * sum_d[slab] / n;
+            mean_gx[slab / shape.group()] += weight * sum_dx_hat[slab] / n;
         }
-        for_each_run(shape, |channel, run| {
-            let (mean, rstd) = centers.at(channel);
-            let (weight, mean_g, mean_gx) = (affine.weight[channel], mean_g[channel], mean_gx[channel]);
-            for ((x, dy), dx) in x[run.clone()].iter().zip(&dy[run.clone()]).zip(&mut dx[run]) {
-                let g = wide(*dy) * weight;
+        for_each_run(shape, |index, run| {
+            let (slab, statistic) = (slabs.at(index), index / shape.group());
+            for i in run {
+                let (d, x_hat) = gradient(&slab, i);
                 // Constant statistics are not the same as means of zero: x_hat may be infinite.
-                let moved = if training { mean_g + (wide(*x) - mean) * rstd * mean_gx } else { 0.0 };
-                *dx = T::from_f64(rstd * (g - moved));
+                let moved = if training { mean_g[statistic] + x_hat * mean_gx[statistic] } else { 0.0 };
+                dx[i] = T::from_f64(slab.rstd * (d * slab.weight - moved));
             }
         });
     }
-    match grads {
-        AffineGrad::None => {}
-        AffineGrad::Same { dweight: w, dbias: b } => {
-            store(w, &dweight);
-            store(b, &dbias);
-        }
-        AffineGrad::F32 { dweight: w, dbias: b } => {
-            store(w, &dweight);
-            store(b, &dbias);
-        }
+    let over_segments = |sums: &[f64]| -> Vec<f64> {
+        (0..shape.channels()).map(|c| sums[c..].iter().step_by(shape.channels()).sum()).collect()
+    };
+    if shape.slabs() > 0 {
+        store_grads(grads, &over_segments(&sum_dx_hat), &over_segments(&sum_d), accumulate);
+    } else {
+        let zeros = vec![0.0; shape.channels()];
+        store_grads(grads, &zeros, &zeros, accumulate);
     }
 }
 
-fn running(mean: &[f32], var: &[f32], eps: f64, whole_batch: bool) -> Centers {
-    Centers {
-        mean: mean.iter().copied().map(f64::from).collect(),
-        rstd: var.iter().map(|&v| (f64::from(v) + eps).sqrt().recip()).collect(),
-        whole_batch,
-    }
+fn fixed(statistics: &FixedStatistics<'_, Cpu>, eps: f32) -> (Vec<f64>, Vec<f64>) {
+    let widened = |v: &[f32]| -> Vec<f64> { v.iter().copied().map(f64::from).collect() };
+    (widened(statistics.mean), reciprocal_std(&widened(statistics.var), eps))
 }
 
-/// Mean and biased variance of each channel, in two passes.
+fn reciprocal_std(var: &[f64], eps: f32) -> Vec<f64> {
+    var.iter().map(|var| (var + f64::from(eps)).sqrt().recip()).collect()
+}
+
+/// Mean and biased variance of each slab, in two passes.
 fn moments<T: Element>(shape: ChannelShape, x: &[T]) -> (Vec<f64>, Vec<f64>) {
-    let n = shape.per_channel() as f64;
-    let mut mean = vec![0.0; shape.channels()];
-    for_each_run(shape, |c, run| mean[c] += x[run].iter().map(|v| wide(*v)).sum::<f64>());
+    let n = shape.per_slab() as f64;
+    let mut mean = vec![0.0; shape.slabs()];
+    for_each_run(shape, |slab, run| mean[slab] += x[run].iter().map(|v| wide(*v)).sum::<f64>());
     mean.iter_mut().for_each(|v| *v /= n);
-    let mut var = vec![0.0; shape.channels()];
-    for_each_run(shape, |c, run| var[c] += x[run].iter().map(|v| (wide(*v) - mean[c]).powi(2)).sum::<f64>());
+    let mut var = vec![0.0; shape.slabs()];
+    for_each_run(shape, |slab, run| {
+        var[slab] += x[run].iter().map(|v| (wide(*v) - mean[slab]).powi(2)).sum::<f64>();
+    });
     var.iter_mut().for_each(|v| *v /= n);
     (mean, var)
 }

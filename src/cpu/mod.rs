@@ -1,11 +1,12 @@
+mod activation;
 mod channel_norm;
 mod row_norm;
 
 use crate::{
-    Affine, Backend, Element, Result, View, ViewMut,
+    Affine, AffineGrad, Backend, Element, Result, View, ViewMut,
     backend::WorkspaceLen,
     channel_norm::{ChannelNormBackward, ChannelNormForward},
-    layer_norm::RowNormForward,
+    row_norm::{RowNormBackward, RowNormForward},
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
 };
@@ -74,7 +75,7 @@ impl Backend for Cpu {
         data.len()
     }
 
-    fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> WorkspaceLen {
+    fn channel_norm_workspace(&self, _: ChannelShape) -> WorkspaceLen {
         WorkspaceLen::default()
     }
     fn channel_norm_fwd<T: Element>(
@@ -93,8 +94,15 @@ impl Backend for Cpu {
         channel_norm::backward(shape, args);
         Ok(())
     }
+    fn row_norm_workspace(&self, _: RowShape) -> WorkspaceLen {
+        WorkspaceLen::default()
+    }
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()> {
         row_norm::forward(shape, args);
+        Ok(())
+    }
+    fn row_norm_bwd<T: Element>(&self, shape: RowShape, args: RowNormBackward<'_, T, Self>) -> Result<()> {
+        row_norm::backward(shape, args);
         Ok(())
     }
 }
@@ -131,6 +139,26 @@ fn store<P: Element>(out: Option<&mut [P]>, values: &[f64]) {
     if let Some(out) = out {
         for (out, &v) in out.iter_mut().zip(values) {
             *out = P::from_f64(v);
+        }
+    }
+}
+
+/// Rounds gradients of weight and bias to where they are wanted, or adds them to what is there.
+fn store_grads<T: Element>(grads: AffineGrad<'_, T, Cpu>, dweight: &[f64], dbias: &[f64], accumulate: bool) {
+    fn put<P: Element>(out: Option<&mut [P]>, values: &[f64], accumulate: bool) {
+        for (out, &v) in out.into_iter().flatten().zip(values) {
+            *out = P::from_f64(if accumulate { wide(*out) + v } else { v });
+        }
+    }
+    match grads {
+        AffineGrad::None => {}
+        AffineGrad::Same { dweight: w, dbias: b } => {
+            put(w, dweight, accumulate);
+            put(b, dbias, accumulate);
+        }
+        AffineGrad::F32 { dweight: w, dbias: b } => {
+            put(w, dweight, accumulate);
+            put(b, dbias, accumulate);
         }
     }
 }

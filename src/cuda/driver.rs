@@ -15,7 +15,7 @@ use crate::{
     Backend, Element, Error, Result,
     backend::WorkspaceLen,
     channel_norm::{ChannelNormBackward, ChannelNormForward},
-    layer_norm::RowNormForward,
+    row_norm::{RowNormBackward, RowNormForward},
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
 };
@@ -354,8 +354,8 @@ impl Backend for Cuda {
         }
     }
 
-    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen {
-        launch::workspace(self, shape, whole_batch)
+    fn channel_norm_workspace(&self, shape: ChannelShape) -> WorkspaceLen {
+        plan::channel_norm_workspace(shape, self.limits())
     }
     fn channel_norm_fwd<T: Element>(
         &self,
@@ -371,8 +371,14 @@ impl Backend for Cuda {
     ) -> Result<()> {
         launch::channel_norm_bwd(self, shape, args)
     }
+    fn row_norm_workspace(&self, shape: RowShape) -> WorkspaceLen {
+        plan::row_norm_workspace(shape, self.limits())
+    }
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()> {
         launch::row_norm_fwd(self, shape, args)
+    }
+    fn row_norm_bwd<T: Element>(&self, shape: RowShape, args: RowNormBackward<'_, T, Self>) -> Result<()> {
+        launch::row_norm_bwd(self, shape, args)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     Backend, Element, Error, Result,
     backend::WorkspaceLen,
     channel_norm::{ChannelNormBackward, ChannelNormForward},
-    layer_norm::RowNormForward,
+    row_norm::{RowNormBackward, RowNormForward},
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
 };
@@ -143,7 +143,7 @@ impl Backend for Cuda {
     fn len_mut<T: Element>(data: &CudaMut<'_, T>) -> usize {
         data.len
     }
-    fn channel_norm_workspace(&self, _: ChannelShape, _: bool) -> WorkspaceLen {
+    fn channel_norm_workspace(&self, _: ChannelShape) -> WorkspaceLen {
         match self.0 {}
     }
     fn channel_norm_fwd<T: Element>(
@@ -160,7 +160,13 @@ impl Backend for Cuda {
     ) -> Result<()> {
         match self.0 {}
     }
+    fn row_norm_workspace(&self, _: RowShape) -> WorkspaceLen {
+        match self.0 {}
+    }
     fn row_norm_fwd<T: Element>(&self, _: RowShape, _: RowNormForward<'_, T, Self>) -> Result<()> {
+        match self.0 {}
+    }
+    fn row_norm_bwd<T: Element>(&self, _: RowShape, _: RowNormBackward<'_, T, Self>) -> Result<()> {
         match self.0 {}
     }
 }

@@ -85,13 +85,13 @@ pub struct ChannelWalk {
 }
 
 impl ChannelWalk {
-    /// A walk over `shape` that shares channels until `blocks_wanted` blocks have work.
+    /// A walk over `shape` that shares slabs until `blocks_wanted` blocks have work on each segment.
     fn new(shape: ChannelShape, vec: usize, blocks_wanted: usize, device: DeviceLimits) -> Self {
-        let per_channel = shape.per_channel();
+        let per_slab = shape.per_slab();
         let (tile, columns) = Self::tile(shape, vec, device);
         let (tiles, chunk) = match tile {
             ChannelTile::WarpPerChannel => {
-                let span = per_channel.max(1);
+                let span = per_slab.max(1);
                 return Self { shape, tile, vec, columns, splits: 1, span };
             }
             ChannelTile::BlockPerChannel => (shape.channels(), THREADS * SLAB_CHUNK),
@@ -99,13 +99,15 @@ impl ChannelWalk {
                 (shape.channels().div_ceil(columns * vec), THREADS / columns * COLUMN_CHUNK)
             }
         };
-        let to_fill = blocks_wanted.div_ceil(tiles).min(per_channel.div_ceil(MIN_CHUNKS * chunk));
-        let for_chains = per_channel.div_ceil(CHAIN * chunk);
+        // As if there were one segment: a sample's bits must not depend on how many came with it.
+        let to_fill = blocks_wanted.div_ceil(tiles).min(per_slab.div_ceil(MIN_CHUNKS * chunk));
+        let for_chains = per_slab.div_ceil(CHAIN * chunk);
         // The block that merges the splits does so in chains of chains, and the grid has an end.
-        let most = (MAX_CHAIN * MAX_CHAIN * THREADS / columns).min(MAX_BLOCKS / tiles);
+        let most =
+            (MAX_CHAIN * MAX_CHAIN * THREADS / columns).min(MAX_BLOCKS / (tiles * shape.segments()).max(1));
         let splits = to_fill.max(for_chains).clamp(1, most);
-        let span = per_channel.div_ceil(splits).next_multiple_of(chunk).max(chunk);
-        Self { shape, tile, vec, columns, splits: per_channel.div_ceil(span).max(1), span }
+        let span = per_slab.div_ceil(splits).next_multiple_of(chunk).max(chunk);
+        Self { shape, tile, vec, columns, splits: per_slab.div_ceil(span).max(1), span }
     }
 
     fn tile(shape: ChannelShape, vec: usize, device: DeviceLimits) -> (ChannelTile, usize) {
@@ -116,9 +118,9 @@ impl ChannelWalk {
             );
         }
         let warps_per_block = THREADS / WARP;
-        let per_channel = shape.per_channel();
+        let per_slab = shape.per_slab();
         let warps_fill = shape.channels() / warps_per_block >= device.sms;
-        if per_channel <= WARP_CHANNEL || per_channel <= WARP_CHANNEL_MANY && warps_fill {
+        if per_slab <= WARP_CHANNEL || per_slab <= WARP_CHANNEL_MANY && warps_fill {
             (ChannelTile::WarpPerChannel, 1)
         } else {
             (ChannelTile::BlockPerChannel, 1)
@@ -138,19 +140,19 @@ pub struct ChannelPlan {
 }
 
 impl ChannelPlan {
-    /// `stats_shape` is `shape` itself, or the same elements as one channel.
     fn new(
         stats_shape: ChannelShape,
         shape: ChannelShape,
-        single: bool,
-        vec: impl Fn(ChannelShape) -> usize,
+        dtype: DType,
+        align: usize,
         device: DeviceLimits,
     ) -> Self {
+        let vec = |shape| channel_vec(shape, dtype, align);
         let blocks = device.sms * BLOCKS_PER_SM;
         let stats = ChannelWalk::new(stats_shape, vec(stats_shape), blocks, device);
         // Twice the blocks: a walk that only applies has no partial results to merge.
         let apply = ChannelWalk::new(shape, vec(shape), 2 * blocks, device);
-        let strategy = match single && stats.splits == 1 {
+        let strategy = match shape.group() == 1 && stats.splits == 1 {
             true => ChannelStrategy::Single,
             false => ChannelStrategy::Split,
         };
@@ -158,48 +160,36 @@ impl ChannelPlan {
     }
 
     /// The plan of a forward pass. `align` divides every address that the kernels touch by the vector.
-    pub fn forward(
-        shape: ChannelShape,
-        whole_batch: bool,
-        dtype: DType,
-        align: usize,
-        device: DeviceLimits,
-    ) -> Self {
-        let stats = if whole_batch { shape.as_one_channel() } else { shape };
-        Self::new(stats, shape, stats == shape, |shape| channel_vec(shape, dtype, align), device)
+    pub fn forward(shape: ChannelShape, dtype: DType, align: usize, device: DeviceLimits) -> Self {
+        Self::new(shape.merged(), shape, dtype, align, device)
     }
 
-    /// The plan of a backward pass, whose sums are per channel even where the statistics are not.
-    pub fn backward(
-        shape: ChannelShape,
-        whole_batch: bool,
-        dtype: DType,
-        align: usize,
-        device: DeviceLimits,
-    ) -> Self {
-        let single = !whole_batch || shape.channels() == 1;
-        Self::new(shape, shape, single, |shape| channel_vec(shape, dtype, align), device)
+    /// The plan of a backward pass, whose sums are per slab even where the statistics are not.
+    pub fn backward(shape: ChannelShape, dtype: DType, align: usize, device: DeviceLimits) -> Self {
+        Self::new(shape, shape, dtype, align, device)
     }
 
     /// What it needs of a workspace; `ChannelWorkspace` in `kernels/prim/channel_launch.cuh` divides the words.
     fn workspace(&self) -> WorkspaceLen {
-        let channels = self.stats.shape.channels();
+        let (shape, stats) = (self.apply.shape, self.stats.shape.slabs());
+        // Statistics, or sums, that a later launch reads: those of segments are summed once more.
+        let kept = 3 * shape.slabs() + 2 * shape.statistics();
         match self.strategy {
-            ChannelStrategy::Single => WorkspaceLen::default(),
-            ChannelStrategy::Split => WorkspaceLen {
-                counters: channels,
-                words: 2 * channels + 2 + 2 * self.stats.splits * channels,
-            },
+            ChannelStrategy::Single if shape.segments() == 1 => WorkspaceLen::default(),
+            ChannelStrategy::Single => WorkspaceLen { counters: 0, words: kept },
+            ChannelStrategy::Split => {
+                WorkspaceLen { counters: stats, words: kept + 2 * self.stats.splits * stats }
+            }
         }
     }
 }
 
 /// What is enough for both directions, every type and every alignment.
-pub fn channel_norm_workspace(shape: ChannelShape, whole_batch: bool, device: DeviceLimits) -> WorkspaceLen {
+pub fn channel_norm_workspace(shape: ChannelShape, device: DeviceLimits) -> WorkspaceLen {
     let mut enough = WorkspaceLen::default();
     for (dtype, align) in [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, VEC_BYTES)] {
         for plan in [ChannelPlan::forward, ChannelPlan::backward] {
-            enough = enough.max(plan(shape, whole_batch, dtype, align, device).workspace());
+            enough = enough.max(plan(shape, dtype, align, device).workspace());
         }
     }
     enough
@@ -223,39 +213,74 @@ pub enum RowStrategy {
     BlockPerRow,
 }
 
-/// How to run a row norm. It does not depend on the number of rows, so a row's bits do not either.
+/// How to run a row norm. Who owns a row, and in which order, does not depend on the number of rows, so a row's bits do
+/// not either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowPlan {
     /// Who owns a row.
     pub strategy: RowStrategy,
     /// Elements per memory access: 16 bytes' worth, or 1.
     pub vec: usize,
+    /// Backward: partial sums of the gradients of weight and bias, each by blocks of its own.
+    pub parts: usize,
+    /// Backward: rows of one part.
+    pub span: usize,
 }
 
-/// The plan of a row norm. `align` divides every address and every row's distance to the next, in bytes.
-pub fn row_plan(shape: RowShape, dtype: DType, align: usize) -> RowPlan {
-    let wide = VEC_BYTES / dtype.size();
-    let vec = if align.is_multiple_of(VEC_BYTES) && shape.cols().is_multiple_of(wide) { wide } else { 1 };
-    let strategy = if shape.cols() <= WARP_ROW { RowStrategy::WarpPerRow } else { RowStrategy::BlockPerRow };
-    RowPlan { strategy, vec }
+impl RowPlan {
+    /// `align` divides every address and every distance between rows, in bytes.
+    pub fn new(shape: RowShape, dtype: DType, align: usize, device: DeviceLimits) -> Self {
+        let wide = VEC_BYTES / dtype.size();
+        let vec = if align.is_multiple_of(VEC_BYTES) && shape.cols().is_multiple_of(wide) { wide } else { 1 };
+        let (strategy, tiles) = match shape.cols() <= WARP_ROW {
+            true => (RowStrategy::WarpPerRow, 1),
+            false => (RowStrategy::BlockPerRow, shape.cols().div_ceil(MAX_COLUMNS * vec)),
+        };
+        let row_peers = THREADS / WARP; // warps, or threads of a column
+        let to_fill = (device.sms * BLOCKS_PER_SM).div_ceil(tiles).min(shape.rows().div_ceil(row_peers));
+        let for_chains = shape.rows().div_ceil(MAX_CHAIN * row_peers);
+        let span = shape.rows().div_ceil(to_fill.max(for_chains).max(1)).next_multiple_of(row_peers);
+        let span = span.max(row_peers);
+        Self { strategy, vec, parts: shape.rows().div_ceil(span), span }
+    }
+
+    /// What a backward pass needs of a workspace.
+    fn workspace(&self, shape: RowShape) -> WorkspaceLen {
+        WorkspaceLen { counters: 0, words: 2 * self.parts * shape.cols() }
+    }
+}
+
+/// What is enough for every type and every alignment.
+pub fn row_norm_workspace(shape: RowShape, device: DeviceLimits) -> WorkspaceLen {
+    let mut enough = WorkspaceLen::default();
+    for (dtype, align) in [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, VEC_BYTES)] {
+        enough = enough.max(RowPlan::new(shape, dtype, align, device).workspace(shape));
+    }
+    enough
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
 
-    fn plans(outer: usize, channels: usize, inner: usize, sms: usize) -> Vec<(ChannelPlan, WorkspaceLen)> {
-        let Some(shape) = ChannelShape::new(outer, channels, inner) else { return Vec::new() };
+    /// The plans of every way to share statistics.
+    fn plans(dims: [usize; 4], sms: usize) -> Vec<(ChannelPlan, WorkspaceLen)> {
+        let [segments, outer, channels, inner] = dims;
         let device = DeviceLimits { sms };
         let mut all = Vec::new();
-        for whole_batch in [false, true] {
-            let enough = channel_norm_workspace(shape, whole_batch, device);
+        let divisor = (2..6).find(|&n| channels.is_multiple_of(n)).unwrap_or(1);
+        let groups = BTreeSet::from([1, divisor, channels / divisor, channels]);
+        for group in groups {
+            let Some(shape) = ChannelShape::new(segments, outer, channels, inner, group) else { continue };
+            let enough = channel_norm_workspace(shape, device);
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 for align in [2, 4, 8, 16] {
-                    all.push((ChannelPlan::forward(shape, whole_batch, dtype, align, device), enough));
-                    all.push((ChannelPlan::backward(shape, whole_batch, dtype, align, device), enough));
+                    all.push((ChannelPlan::forward(shape, dtype, align, device), enough));
+                    all.push((ChannelPlan::backward(shape, dtype, align, device), enough));
                 }
             }
         }
@@ -266,9 +291,9 @@ mod tests {
     fn check_walk(walk: &ChannelWalk) {
         let shape = walk.shape;
         let tiles = match walk.tile {
-            ChannelTile::BlockPerChannel => shape.channels(),
-            ChannelTile::WarpPerChannel => shape.channels().div_ceil(THREADS / WARP),
-            ChannelTile::Columns => shape.channels().div_ceil(walk.columns * walk.vec),
+            ChannelTile::BlockPerChannel => shape.slabs(),
+            ChannelTile::WarpPerChannel => shape.slabs().div_ceil(THREADS / WARP),
+            ChannelTile::Columns => shape.segments() * shape.channels().div_ceil(walk.columns * walk.vec),
         };
         let peers = match walk.tile {
             ChannelTile::BlockPerChannel => THREADS,
@@ -276,9 +301,9 @@ mod tests {
             ChannelTile::Columns => THREADS / walk.columns,
         };
         let chunk = if walk.tile == ChannelTile::Columns { COLUMN_CHUNK } else { SLAB_CHUNK };
-        assert!(walk.splits >= 1 && walk.splits * walk.span >= shape.per_channel(), "all elements: {walk:?}");
+        assert!(walk.splits >= 1 && walk.splits * walk.span >= shape.per_slab(), "all elements: {walk:?}");
         let started = (walk.splits - 1) * walk.span;
-        assert!(started < shape.per_channel().max(1), "no empty split: {walk:?}");
+        assert!(started < shape.per_slab().max(1), "no empty split: {walk:?}");
         assert!(tiles.max(1) * walk.splits <= MAX_BLOCKS, "the grid fits: {walk:?}");
         assert!(walk.columns.is_power_of_two() && walk.columns <= MAX_COLUMNS, "columns: {walk:?}");
         assert!(walk.span <= i32::MAX as usize / 2, "32-bit offsets within a split: {walk:?}");
@@ -298,12 +323,17 @@ mod tests {
     }
 
     fn check(outer: usize, channels: usize, inner: usize, sms: usize) {
-        for (plan, enough) in plans(outer, channels, inner, sms) {
+        check_segments([1, outer, channels, inner], sms);
+    }
+
+    fn check_segments(dims: [usize; 4], sms: usize) {
+        for (plan, enough) in plans(dims, sms) {
             check_walk(&plan.stats);
             check_walk(&plan.apply);
             assert_eq!(plan.workspace().max(enough), enough, "the workspace is enough: {plan:?}");
             if plan.strategy == ChannelStrategy::Single {
                 assert_eq!((plan.stats.splits, plan.stats.shape), (1, plan.apply.shape), "{plan:?}");
+                assert_eq!(plan.apply.shape.group(), 1, "{plan:?}");
             }
         }
     }
@@ -339,13 +369,64 @@ mod tests {
         }
 
         #[test]
-        fn every_row_plan_divides_the_row(rows in 0usize..9, cols in 0usize..5000, align in 0u32..9) {
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
-                let plan = row_plan(RowShape::new(rows, cols).unwrap(), dtype, 1 << align);
-                prop_assert_eq!(cols % plan.vec, 0);
-                prop_assert!(plan.vec == 1 || plan.vec * dtype.size() == VEC_BYTES && align >= 4);
-                prop_assert!(plan.strategy == RowStrategy::BlockPerRow || cols <= WARP_ROW);
-                prop_assert_eq!(plan, row_plan(RowShape::new(1, cols).unwrap(), dtype, 1 << align));
+        fn any_segmented_plan_keeps_the_kernels_assumptions(
+            segments in 0usize..3000, outer in 0usize..300, channels in 0usize..3000, inner in 0usize..70_000,
+            sms in 1usize..200,
+        ) {
+            check_segments([segments, outer, channels, inner], sms);
+        }
+
+        #[test]
+        fn any_row_plan_keeps_the_kernels_assumptions(
+            rows in 0usize..3_000_000, cols in 0usize..300_000, align in 0u32..9, sms in 1usize..200,
+        ) {
+            check_row_plans(rows, cols, 1 << align, sms);
+            check_row_plans(rows % 9, cols % 5000, 1 << align, sms);
+        }
+    }
+
+    fn check_row_plans(rows: usize, cols: usize, align: usize, sms: usize) {
+        let (shape, device) = (RowShape::new(rows, cols).unwrap(), DeviceLimits { sms });
+        let enough = row_norm_workspace(shape, device);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let plan = RowPlan::new(shape, dtype, align, device);
+            assert_eq!(cols % plan.vec, 0, "{plan:?}");
+            assert!(plan.vec == 1 || plan.vec * dtype.size() == VEC_BYTES && align >= 16, "{plan:?}");
+            assert!(plan.strategy == RowStrategy::BlockPerRow || cols <= WARP_ROW, "{plan:?}");
+            assert!(plan.parts * plan.span >= rows, "all rows: {plan:?}");
+            assert!(plan.span <= MAX_CHAIN * THREADS / WARP, "chain of rows: {plan:?}");
+            assert!(plan.parts.div_ceil(THREADS / MAX_COLUMNS) <= MAX_CHAIN * MAX_CHAIN || rows > 1 << 34);
+            let tiles = cols.div_ceil(MAX_COLUMNS * plan.vec).max(1);
+            assert!(plan.parts * tiles <= MAX_BLOCKS, "the grid fits: {plan:?}");
+            assert_eq!(plan.workspace(shape).max(enough), enough, "the workspace is enough: {plan:?}");
+            let alone = RowPlan::new(RowShape::new(1, cols).unwrap(), dtype, align, device);
+            assert_eq!((plan.strategy, plan.vec), (alone.strategy, alone.vec), "a row's bits: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn the_largest_rows_are_planned() {
+        for (rows, cols) in
+            [(1, i32::MAX as usize), (1 << 40, 1), (1 << 36, 1 << 10), (1 << 15, i32::MAX as usize)]
+        {
+            check_row_plans(rows, cols, 16, 132);
+            check_row_plans(rows, cols, 2, 132);
+        }
+    }
+
+    #[test]
+    fn a_samples_statistics_do_not_depend_on_how_many_came_with_it() {
+        let device = DeviceLimits { sms: 4 };
+        for (outer, channels, inner, group) in
+            [(1, 32, 49, 1), (1, 64, 1000, 8), (50, 64, 1, 4), (1, 6, 40_000, 3)]
+        {
+            let plan = |segments| {
+                let shape = ChannelShape::new(segments, outer, channels, inner, group).unwrap();
+                ChannelPlan::forward(shape, DType::F16, 16, device).stats
+            };
+            let order = |walk: ChannelWalk| (walk.tile, walk.vec, walk.columns, walk.splits, walk.span);
+            for segments in [2, 3, 64, 1000] {
+                assert_eq!(order(plan(1)), order(plan(segments)), "{segments} of {channels} channels");
             }
         }
     }
@@ -354,13 +435,8 @@ mod tests {
     fn few_channels_are_shared_and_many_small_ones_share_a_block() {
         let device = DeviceLimits { sms: 132 };
         let plan = |outer, channels, inner| {
-            ChannelPlan::forward(
-                ChannelShape::new(outer, channels, inner).unwrap(),
-                false,
-                DType::F16,
-                16,
-                device,
-            )
+            let shape = ChannelShape::new(1, outer, channels, inner, 1).unwrap();
+            ChannelPlan::forward(shape, DType::F16, 16, device)
         };
         let few = plan(32, 3, 224 * 224);
         assert_eq!(few.strategy, ChannelStrategy::Split);

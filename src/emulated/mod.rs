@@ -19,8 +19,13 @@ use crate::{
     Backend, Element, Error, Result, View, ViewMut,
     backend::WorkspaceLen,
     channel_norm::{ChannelNormBackward, ChannelNormForward},
-    cuda::{launch, launch::Device, plan::DeviceLimits, sys as cuda_sys},
-    layer_norm::RowNormForward,
+    cuda::{
+        launch,
+        launch::Device,
+        plan::{self, DeviceLimits},
+        sys as cuda_sys,
+    },
+    row_norm::{RowNormBackward, RowNormForward},
     sealed::Sealed,
     shape::{ChannelShape, RowShape},
 };
@@ -257,8 +262,8 @@ impl Backend for Emulated {
         data.len
     }
 
-    fn channel_norm_workspace(&self, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen {
-        launch::workspace(self, shape, whole_batch)
+    fn channel_norm_workspace(&self, shape: ChannelShape) -> WorkspaceLen {
+        plan::channel_norm_workspace(shape, self.limits())
     }
     fn channel_norm_fwd<T: Element>(
         &self,
@@ -274,8 +279,14 @@ impl Backend for Emulated {
     ) -> Result<()> {
         launch::channel_norm_bwd(self, shape, args)
     }
+    fn row_norm_workspace(&self, shape: RowShape) -> WorkspaceLen {
+        plan::row_norm_workspace(shape, self.limits())
+    }
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()> {
         launch::row_norm_fwd(self, shape, args)
+    }
+    fn row_norm_bwd<T: Element>(&self, shape: RowShape, args: RowNormBackward<'_, T, Self>) -> Result<()> {
+        launch::row_norm_bwd(self, shape, args)
     }
 }
 
