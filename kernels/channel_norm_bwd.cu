@@ -1,68 +1,112 @@
-// Launcher of BatchNorm backward: looks the plan up, launches, reports.
-#include "batch_norm_bwd.cuh"
+// Launcher of the channel norms backward: looks the plan up, launches, reports.
+#include "channel_norm_bwd.cuh"
 
+#include "fold_params.cuh"
 #include "launchers.cuh"
 #include "prim/channel_launch.cuh"
 
 namespace WN_NAMESPACE {
 namespace {
 
+/// One call's arguments, plan and workspace.
+struct Call {
+  const wn_channel_norm_bwd& args;
+  const wn_channel_plan& plan;
+  const ChannelLaunch on;
+  const ChannelWorkspace workspace;
+
+  const wn_channel_walk& walk() const { return plan.stats; }
+  int64_t slabs() const { return walk().segments * walk().channels; }
+  bool is_fused() const { return args.activation != WN_ACT_NONE || args.dresidual; }
+  bool sums_wanted() const { return args.dweight || args.dbias; }
+  bool elements_wanted() const { return args.dx || args.dresidual; }
+};
+
 /// `sums` is where a later launch finds the sums, null where there is none.
-dev::Status launch_reduce(const wn_batch_norm_bwd& args, const wn_channel_walk& walk, const ChannelLaunch& on,
-                          const ChannelWorkspace& workspace, float* sums, bool stats_only) {
-  return visit_dtype(args.x_dtype, [&](auto dtype) {
+dev::Status launch_reduce(const Call& call, float* sums, bool stats_only) {
+  return visit_dtype(call.args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
-    return visit_tile<T>(walk, [&](auto tile) {
+    return visit_tile<T>(call.walk(), [&](auto tile) {
       using Tile = typename decltype(tile)::type;
-      return on.launch<Tile, batch_norm_bwd_reduce<T, Tile>>(walk, args, walk, workspace.partials, args.counters,
-                                                             sums, stats_only);
+      const auto launch = [&](auto kernel) {
+        return call.on.launch<Tile, decltype(kernel)::value>(call.walk(), call.args, call.walk(),
+                                                             call.workspace.partials, call.args.counters, sums,
+                                                             stats_only);
+      };
+      return call.is_fused() ? launch(KernelTag<channel_norm_bwd_reduce<T, Tile, true>>{})
+                             : launch(KernelTag<channel_norm_bwd_reduce<T, Tile, false>>{});
     });
   });
 }
 
-dev::Status launch_combine(const wn_batch_norm_bwd& args, int64_t channels, const ChannelLaunch& on,
-                           const ChannelWorkspace& workspace) {
-  return visit_dtype(args.x_dtype, [&](auto dtype) {
+dev::Status launch_combine(const Call& call) {
+  return visit_dtype(call.args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
-    return on.launch_blocks<batch_norm_bwd_combine<T>>(1, args, channels, workspace.statistics, workspace.totals);
+    return call.on.launch_blocks<channel_norm_bwd_combine<T>>(call.slabs() / call.args.group, call.args,
+                                                              call.walk().channels, call.slabs(),
+                                                              call.workspace.kept, call.workspace.totals);
   });
 }
 
-dev::Status launch_apply(const wn_batch_norm_bwd& args, const wn_channel_walk& walk, const ChannelLaunch& on,
-                         const ChannelWorkspace& workspace) {
-  const int64_t count = walk.outer * walk.inner * (args.whole_batch ? walk.channels : 1);
-  return visit_dtype(args.x_dtype, [&](auto dtype) {
+dev::Status launch_apply(const Call& call) {
+  const wn_channel_walk& walk = call.plan.apply;
+  const int64_t count = walk.outer * walk.inner * call.args.group;
+  return visit_dtype(call.args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
     return visit_tile<T>(walk, [&](auto tile) {
       using Tile = typename decltype(tile)::type;
-      return on.launch<Tile, batch_norm_bwd_apply<T, Tile>>(walk, args, walk, workspace.statistics, workspace.totals,
-                                                            static_cast<float>(count));
+      const auto launch = [&](auto kernel) {
+        return call.on.launch<Tile, decltype(kernel)::value>(walk, call.args, walk, call.workspace.kept,
+                                                             call.workspace.totals, call.slabs() / call.args.group,
+                                                             static_cast<float>(count));
+      };
+      return call.is_fused() ? launch(KernelTag<channel_norm_bwd_apply<T, Tile, true>>{})
+                             : launch(KernelTag<channel_norm_bwd_apply<T, Tile, false>>{});
     });
   });
+}
+
+/// dweight and dbias from the sums of all segments.
+dev::Status launch_fold(const Call& call) {
+  const ParamSums sums{call.workspace.kept,
+                       call.workspace.kept ? call.workspace.kept + call.slabs() : nullptr,
+                       call.walk().segments,
+                       call.walk().channels,
+                       call.args.dweight,
+                       call.args.dbias,
+                       call.args.x_dtype,
+                       call.args.grad_dtype,
+                       call.args.accumulate != 0};
+  return fold_params(sums, call.on.config());
+}
+
+dev::Status launch_gradients(const Call& call) {
+  const bool segmented = call.walk().segments > 1;
+  const bool fold = segmented && call.sums_wanted();
+  dev::Status status = dev::kSuccess;
+  if (call.args.running_only) {
+    if (!call.sums_wanted()) return launch_apply(call);
+    status = launch_reduce(call, segmented ? call.workspace.kept : nullptr, true);
+    return status == dev::kSuccess && fold ? launch_fold(call) : status;
+  }
+  const bool split = call.plan.strategy == WN_SPLIT;
+  if (!split && call.plan.strategy != WN_SINGLE) return dev::kInvalidValue;
+  status = launch_reduce(call, split || segmented ? call.workspace.kept : nullptr, split || !call.elements_wanted());
+  if (status == dev::kSuccess && fold) status = launch_fold(call);
+  if (!split || !call.elements_wanted()) return status;
+  if (status == dev::kSuccess && call.args.group > 1) status = launch_combine(call);
+  return status == dev::kSuccess ? launch_apply(call) : status;
 }
 
 }  // namespace
 
-int32_t batch_norm_bwd(const wn_batch_norm_bwd* args, const wn_channel_plan* plan, wn_action action,
-                       wn_stream stream) {
-  const ChannelLaunch on(action, stream);
-  const ChannelWorkspace workspace(args->workspace, plan->stats);
-  const bool sums_wanted = args->dweight || args->dbias;
-  if (args->running_only) {
-    return sums_wanted ? launch_reduce(*args, plan->stats, on, workspace, nullptr, true)
-                       : launch_apply(*args, plan->apply, on, workspace);
-  }
-  switch (plan->strategy) {
-    case WN_SINGLE: return launch_reduce(*args, plan->stats, on, workspace, nullptr, args->dx == nullptr);
-    case WN_SPLIT: {
-      dev::Status status = launch_reduce(*args, plan->stats, on, workspace, workspace.statistics, true);
-      if (status != dev::kSuccess || !args->dx) return status;
-      if (args->whole_batch) status = launch_combine(*args, plan->stats.channels, on, workspace);
-      if (status != dev::kSuccess) return status;
-      return launch_apply(*args, plan->apply, on, workspace);
-    }
-  }
-  return dev::kInvalidValue;
+int32_t channel_norm_bwd(const wn_channel_norm_bwd* args, const wn_channel_plan* plan, wn_action action,
+                         wn_stream stream) {
+  if (args->group < 1) return dev::kInvalidValue;
+  const Call call{*args, *plan, ChannelLaunch(action, stream),
+                  ChannelWorkspace(args->workspace, plan->apply, args->group)};
+  // Without slabs there is nothing to gather, but the sums over nothing are asked for.
+  return call.slabs() == 0 ? launch_fold(call) : launch_gradients(call);
 }
 
 }  // namespace WN_NAMESPACE

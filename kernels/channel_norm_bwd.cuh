@@ -1,120 +1,143 @@
-// BatchNorm backward: sums of dy and dy * x_hat over each channel, and dx from them.
+// BatchNorm, GroupNorm and InstanceNorm backward: sums of d and d * x_hat over each slab, and dx from them, where
+// d = act'(z) * dy is the gradient of z = x_hat * weight + bias + residual.
 #pragma once
 
+#include "prim/activation.cuh"
 #include "prim/channel_tile.cuh"
 #include "prim/stats.cuh"
 #include "prim/vec.cuh"
 
 namespace WN_NAMESPACE {
 
-/// What a thread knows of its channels: dx = rstd * (weight * dy - mean_g - x_hat * mean_gx), or, where the statistics
-/// are constants, dx = rstd * weight * dy. (Not the same with zeros as the means: x_hat may be infinite.)
-template <int kLanes> struct ChannelGrad {
+/// What a thread knows of its slabs: dx = rstd * (weight * d - mean_g - x_hat * mean_gx), or, where the statistics are
+/// constants, dx = rstd * weight * d. (Not the same with zeros as the means: x_hat may be infinite.)
+template <int kLanes> struct SlabGrad {
   bool constant;
-  float mean[kLanes], rstd[kLanes], weight[kLanes];
+  float mean[kLanes], rstd[kLanes], weight[kLanes], bias[kLanes];
   float mean_g[kLanes], mean_gx[kLanes];
 
-  /// Reads statistics and weights; the means of g and g * x_hat are zero until they are known.
+  /// Reads statistics, weights and biases; the means of g and g * x_hat are zero until they are known.
   template <class T, class Tile>
-  __device__ __forceinline__ static ChannelGrad read(const Tile& tile, const wn_batch_norm_bwd& args) {
+  __device__ __forceinline__ static SlabGrad read(const Tile& tile, const wn_channel_norm_bwd& args) {
     const Params<T> weights = weight_params<T>(args.weight, args.param_dtype);
-    ChannelGrad c;
-    c.constant = args.running_only;
+    const Params<T> biases = bias_params<T>(args.bias, args.param_dtype);
+    SlabGrad s;
+    s.constant = args.running_only;
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) {
-      c.mean[lane] = c.rstd[lane] = c.weight[lane] = c.mean_g[lane] = c.mean_gx[lane] = 0.f;
+      s.mean[lane] = s.rstd[lane] = s.weight[lane] = s.bias[lane] = s.mean_g[lane] = s.mean_gx[lane] = 0.f;
       if (!tile.live()) continue;
-      const int64_t channel = tile.channel() + lane;
-      const int64_t i = args.whole_batch ? 0 : channel;
-      c.mean[lane] = args.mean[i];
-      c.rstd[lane] = args.running_only ? reciprocal_std(args.rstd[i], args.eps) : args.rstd[i];
-      c.weight[lane] = weights.at(channel);
+      const int64_t i = statistic_of(tile.slab() + lane, args.group);
+      s.mean[lane] = args.mean[i];
+      s.rstd[lane] = args.running_only ? reciprocal_std(args.rstd[i], args.eps) : args.rstd[i];
+      s.weight[lane] = weights.at(tile.channel() + lane);
+      s.bias[lane] = biases.at(tile.channel() + lane);
     }
-    return c;
+    return s;
   }
 
   __device__ __forceinline__ float x_hat(float x, int lane) const { return (x - mean[lane]) * rstd[lane]; }
-  __device__ __forceinline__ float dx(float dy, float x_hat, int lane) const {
-    const float g = weight[lane] * dy;
+  __device__ __forceinline__ float dx(float d, float x_hat, int lane) const {
+    const float g = weight[lane] * d;
     return rstd[lane] * (constant ? g : g - mean_g[lane] - x_hat * mean_gx[lane]);
   }
 };
 
-/// Reads a chunk of x and dy, normalizes x, and calls `body(at, loads, dys, x_hats)`.
-template <class T, class Tile, class Body>
-__device__ __forceinline__ void walk_grad(const Tile& tile, const wn_batch_norm_bwd& args,
-                                          const ChannelGrad<Tile::kLanes>& channel, Body body) {
+/// Reads a chunk of x and dy, normalizes x, takes dy back through the activation, and calls
+/// `body(at, loads, ds, x_hats)`. `kFused` compiles in what follows scale and shift.
+template <class T, bool kFused, class Tile, class Body>
+__device__ __forceinline__ void walk_grad(const Tile& tile, const wn_channel_norm_bwd& args,
+                                          const SlabGrad<Tile::kLanes>& slab, Body body) {
   tile.walk([&](const int64_t(&at)[Tile::kLoads], int loads) {
-    float x_hats[Tile::kLoads][Tile::kVec], dys[Tile::kLoads][Tile::kVec];
+    float x_hats[Tile::kLoads][Tile::kVec], ds[Tile::kLoads][Tile::kVec];
     load_chunk(x_hats, static_cast<const T*>(args.x), at, loads);
-    load_chunk(dys, static_cast<const T*>(args.dy), at, loads);
+    load_chunk(ds, static_cast<const T*>(args.dy), at, loads);
 #pragma unroll
-    for (int k = 0; k < Tile::kLoads; ++k)
+    for (int k = 0; k < Tile::kLoads; ++k) {
 #pragma unroll
-      for (int i = 0; i < Tile::kVec; ++i) x_hats[k][i] = channel.x_hat(x_hats[k][i], Tile::kLanes == 1 ? 0 : i);
-    body(at, loads, dys, x_hats);
+      for (int i = 0; i < Tile::kVec; ++i) x_hats[k][i] = slab.x_hat(x_hats[k][i], Tile::kLanes == 1 ? 0 : i);
+      if constexpr (kFused) {
+        float z[Tile::kVec];
+#pragma unroll
+        for (int i = 0; i < Tile::kVec; ++i) z[i] = 0.f;
+        if (args.residual && k < loads) load(z, static_cast<const T*>(args.residual) + at[k]);
+#pragma unroll
+        for (int i = 0; i < Tile::kVec; ++i) {
+          const int lane = Tile::kLanes == 1 ? 0 : i;
+          // Added in the order of the forward pass.
+          z[i] = x_hats[k][i] * slab.weight[lane] + slab.bias[lane] + z[i];
+          ds[k][i] *= activation_slope(args.activation, z[i]);
+        }
+      }
+    }
+    body(at, loads, ds, x_hats);
   });
 }
 
-/// Turns a chunk of dy into dx and writes it.
-template <class T, class Tile>
-__device__ __forceinline__ void store_dx(const wn_batch_norm_bwd& args, const ChannelGrad<Tile::kLanes>& channel,
+/// Writes a chunk of d, and turns it into dx and writes that, as far as they are wanted.
+template <class T, bool kFused, class Tile>
+__device__ __forceinline__ void store_dx(const wn_channel_norm_bwd& args, const SlabGrad<Tile::kLanes>& slab,
                                          const int64_t (&at)[Tile::kLoads], int loads,
-                                         float (&dys)[Tile::kLoads][Tile::kVec],
+                                         float (&ds)[Tile::kLoads][Tile::kVec],
                                          const float (&x_hats)[Tile::kLoads][Tile::kVec]) {
+  if constexpr (kFused) {
+    if (args.dresidual) store_chunk(static_cast<T*>(args.dresidual), ds, at, loads);
+    if (!args.dx) return;
+  }
 #pragma unroll
   for (int k = 0; k < Tile::kLoads; ++k)
 #pragma unroll
-    for (int i = 0; i < Tile::kVec; ++i) dys[k][i] = channel.dx(dys[k][i], x_hats[k][i], Tile::kLanes == 1 ? 0 : i);
-  store_chunk(static_cast<T*>(args.dx), dys, at, loads);
+    for (int i = 0; i < Tile::kVec; ++i) ds[k][i] = slab.dx(ds[k][i], x_hats[k][i], Tile::kLanes == 1 ? 0 : i);
+  store_chunk(static_cast<T*>(args.dx), ds, at, loads);
 }
 
-template <class T, class Tile>
-__device__ __forceinline__ void apply_grad(const Tile& tile, const wn_batch_norm_bwd& args,
-                                           const ChannelGrad<Tile::kLanes>& channel) {
-  walk_grad<T>(tile, args, channel, [&](const auto& at, int loads, auto& dys, const auto& x_hats) {
-    store_dx<T, Tile>(args, channel, at, loads, dys, x_hats);
+template <class T, bool kFused, class Tile>
+__device__ __forceinline__ void apply_grad(const Tile& tile, const wn_channel_norm_bwd& args,
+                                           const SlabGrad<Tile::kLanes>& slab) {
+  walk_grad<T, kFused>(tile, args, slab, [&](const auto& at, int loads, auto& ds, const auto& x_hats) {
+    store_dx<T, kFused, Tile>(args, slab, at, loads, ds, x_hats);
   });
 }
 
-/// Gathers the sums, which are the gradients of bias and weight. In inference dx needs none of them and is written on
-/// the way. In training, with one split per channel, the block goes on to dx, unless another launch is to
-/// (`stats_only`); that one finds the sums in `sums`, [2, channels].
-template <class T, class Tile>
+/// Gathers the sums of each slab. With one segment they are the gradients of bias and weight. In inference dx needs none
+/// of them and is written on the way. In training, with one split per slab, the block goes on to dx, unless another
+/// launch is to (`stats_only`). Later launches find the sums in `sums`, [2, slabs].
+template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads)
-    batch_norm_bwd_reduce(const wn_batch_norm_bwd args, const wn_channel_walk walk, float* partials,
-                          unsigned* counters, float* sums, bool stats_only) {
+    channel_norm_bwd_reduce(const wn_channel_norm_bwd args, const wn_channel_walk walk, float* partials,
+                            unsigned* counters, float* sums, bool stats_only) {
   using Stat = GradSums<Tile::kLanes>;
   const Tile tile(walk);
-  ChannelGrad<Tile::kLanes> channel = ChannelGrad<Tile::kLanes>::template read<T>(tile, args);
-  const bool dx_on_the_way = args.running_only && args.dx;
+  const int64_t slabs = walk.segments * walk.channels;
+  SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
+  const bool dx_on_the_way = args.running_only && (args.dx || args.dresidual);
   Stat stat = Stat::empty();
-  walk_grad<T>(tile, args, channel, [&](const auto& at, int loads, auto& dys, const auto& x_hats) {
-    stat.push(dys, x_hats, loads);
-    if (dx_on_the_way) store_dx<T, Tile>(args, channel, at, loads, dys, x_hats);
+  walk_grad<T, kFused>(tile, args, slab, [&](const auto& at, int loads, auto& ds, const auto& x_hats) {
+    stat.push(ds, x_hats, loads);
+    if (dx_on_the_way) store_dx<T, kFused, Tile>(args, slab, at, loads, ds, x_hats);
   });
   stat = tile.merge(stat);
 
   if constexpr (Tile::kCanSplit) {
     if (walk.splits > 1) {
-      float* dy_sums = partials;
-      float* dy_x_hat_sums = partials + walk.splits * walk.channels;
+      float* d_sums = partials;
+      float* d_x_hat_sums = partials + walk.splits * slabs;
       if (tile.rank() == 0 && tile.live()) {
-        const int64_t at = tile.split() * walk.channels + tile.channel();
+        const int64_t at = tile.split() * slabs + tile.slab();
 #pragma unroll
         for (int lane = 0; lane < Tile::kLanes; ++lane) {
-          dy_sums[at + lane] = stat.dy[lane];
-          dy_x_hat_sums[at + lane] = stat.dy_x_hat[lane];
+          d_sums[at + lane] = stat.dy[lane];
+          d_x_hat_sums[at + lane] = stat.dy_x_hat[lane];
         }
       }
       if (!is_last_block(&counters[tile.tile()], walk.splits)) return;
       stat = merge_splits<Stat>(tile, walk.splits, [&](int split) {
-        const int64_t at = split * walk.channels + tile.channel();
+        const int64_t at = split * slabs + tile.slab();
         Stat partial;
 #pragma unroll
         for (int lane = 0; lane < Tile::kLanes; ++lane) {
-          partial.dy[lane] = dy_sums[at + lane];
-          partial.dy_x_hat[lane] = dy_x_hat_sums[at + lane];
+          partial.dy[lane] = d_sums[at + lane];
+          partial.dy_x_hat[lane] = d_x_hat_sums[at + lane];
         }
         return partial;
       });
@@ -122,16 +145,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   if (tile.rank() == 0 && tile.live()) {
-    const ParamsOut<T> dweight{args.dweight, args.grad_dtype == WN_F32};
-    const ParamsOut<T> dbias{args.dbias, args.grad_dtype == WN_F32};
+    const bool is_f32 = args.grad_dtype == WN_F32;
+    const ParamsOut<T> dweight{walk.segments == 1 ? args.dweight : nullptr, is_f32, args.accumulate != 0};
+    const ParamsOut<T> dbias{walk.segments == 1 ? args.dbias : nullptr, is_f32, args.accumulate != 0};
 #pragma unroll
     for (int lane = 0; lane < Tile::kLanes; ++lane) {
-      const int64_t i = tile.channel() + lane;
-      dweight.set(i, stat.dy_x_hat[lane]);
-      dbias.set(i, stat.dy[lane]);
+      const int64_t i = tile.slab() + lane;
+      dweight.put(i, stat.dy_x_hat[lane]);
+      dbias.put(i, stat.dy[lane]);
       if (sums) {
         sums[i] = stat.dy[lane];
-        sums[walk.channels + i] = stat.dy_x_hat[lane];
+        sums[slabs + i] = stat.dy_x_hat[lane];
       }
     }
   }
@@ -139,61 +163,65 @@ __global__ void __launch_bounds__(kThreads)
   const float inverse_n = 1.f / static_cast<float>(walk.outer * walk.inner);
 #pragma unroll
   for (int lane = 0; lane < Tile::kLanes; ++lane) {
-    channel.mean_g[lane] = channel.weight[lane] * (stat.dy[lane] * inverse_n);
-    channel.mean_gx[lane] = channel.weight[lane] * (stat.dy_x_hat[lane] * inverse_n);
+    slab.mean_g[lane] = slab.weight[lane] * (stat.dy[lane] * inverse_n);
+    slab.mean_gx[lane] = slab.weight[lane] * (stat.dy_x_hat[lane] * inverse_n);
   }
-  apply_grad<T>(tile, args, channel);
+  apply_grad<T, kFused>(tile, args, slab);
 }
 
-/// Statistics of the whole batch: sums of g and g * x_hat over all channels, from the sums of each. One block.
+/// Sums of g and g * x_hat over the slabs of each statistic, from the sums of each slab. A block per statistic.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    batch_norm_bwd_combine(const wn_batch_norm_bwd args, int64_t channels, const float* sums, float* totals) {
+    channel_norm_bwd_combine(const wn_channel_norm_bwd args, int64_t channels, int64_t slabs, const float* sums,
+                             float* totals) {
   constexpr int kChain = 256;  // two levels of this length serve 16 million channels
   const Params<T> weights = weight_params<T>(args.weight, args.param_dtype);
+  const int64_t begin = blockIdx.x * args.group;
   using Stat = GradSums<1>;
   Stat all = Stat::empty();
-  for (int64_t first = threadIdx.x; first < channels; first += kChain * kThreads) {
+  for (int64_t first = threadIdx.x; first < args.group; first += kChain * kThreads) {
     Stat chain = Stat::empty();
     for (int k = 0; k < kChain; ++k) {
-      const int64_t c = first + k * kThreads;
-      if (c >= channels) break;
-      const float weight = weights.at(c);
-      chain.dy[0] += weight * sums[c];
-      chain.dy_x_hat[0] += weight * sums[channels + c];
+      const int64_t i = first + k * kThreads;
+      if (i >= args.group) break;
+      const float weight = weights.at((begin + i) % channels);
+      chain.dy[0] += weight * sums[begin + i];
+      chain.dy_x_hat[0] += weight * sums[slabs + begin + i];
     }
     all.merge(chain);
   }
   all = block_merge<1>(all, 1);
   if (threadIdx.x == 0) {
-    totals[0] = all.dy[0];
-    totals[1] = all.dy_x_hat[0];
+    totals[blockIdx.x] = all.dy[0];
+    totals[gridDim.x + blockIdx.x] = all.dy_x_hat[0];
   }
 }
 
-/// dx from sums that an earlier launch left: per channel in `sums`, or weighted and summed over channels in `totals`.
-/// In inference there are neither. `count` is the number of elements of a statistic.
-template <class T, class Tile>
+/// dx from sums that an earlier launch left: per slab in `sums`, or weighted and summed over the slabs of each of
+/// `statistics` statistics in `totals`. In inference there are neither. `count` is the elements of a statistic.
+template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads)
-    batch_norm_bwd_apply(const wn_batch_norm_bwd args, const wn_channel_walk walk, const float* sums,
-                         const float* totals, float count) {
+    channel_norm_bwd_apply(const wn_channel_norm_bwd args, const wn_channel_walk walk, const float* sums,
+                           const float* totals, int64_t statistics, float count) {
   const Tile tile(walk);
   if (!tile.live()) return;
-  ChannelGrad<Tile::kLanes> channel = ChannelGrad<Tile::kLanes>::template read<T>(tile, args);
+  SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
   if (!args.running_only) {
+    const int64_t slabs = walk.segments * walk.channels;
 #pragma unroll
     for (int lane = 0; lane < Tile::kLanes; ++lane) {
-      if (args.whole_batch) {
-        channel.mean_g[lane] = totals[0] / count;
-        channel.mean_gx[lane] = totals[1] / count;
+      const int64_t i = tile.slab() + lane;
+      if (args.group > 1) {
+        const int64_t statistic = statistic_of(i, args.group);
+        slab.mean_g[lane] = totals[statistic] / count;
+        slab.mean_gx[lane] = totals[statistics + statistic] / count;
       } else {
-        const int64_t i = tile.channel() + lane;
-        channel.mean_g[lane] = channel.weight[lane] * (sums[i] / count);
-        channel.mean_gx[lane] = channel.weight[lane] * (sums[walk.channels + i] / count);
+        slab.mean_g[lane] = slab.weight[lane] * (sums[i] / count);
+        slab.mean_gx[lane] = slab.weight[lane] * (sums[slabs + i] / count);
       }
     }
   }
-  apply_grad<T>(tile, args, channel);
+  apply_grad<T, kFused>(tile, args, slab);
 }
 
 }  // namespace WN_NAMESPACE

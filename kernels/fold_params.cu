@@ -7,15 +7,13 @@
 namespace WN_NAMESPACE {
 
 dev::Status fold_params(const ParamSums& sums, dev::LaunchConfig config) {
-  int columns = 1;
-  while (columns < kWarp && columns < sums.cols) columns *= 2;
-  const int64_t blocks = (sums.cols + columns - 1) / columns;
+  const int64_t blocks = ColumnBlock::blocks(sums.cols);
   if (blocks < 1 || blocks > INT32_MAX) return dev::kInvalidValue;
   config.grid = dim3(static_cast<unsigned>(blocks));
   config.block = dim3(kThreads);
   return visit_dtype(sums.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
-    return dev::launch<fold_params_kernel<T>>(config, sums, columns);
+    return dev::launch<fold_params_kernel<T>>(config, sums, ColumnBlock::width(sums.cols));
   });
 }
 

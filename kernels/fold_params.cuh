@@ -1,8 +1,7 @@
 // Sums over the rows of partial results: the last step of dweight and dbias.
 #pragma once
 
-#include "prim/reduce.cuh"
-#include "prim/stats.cuh"
+#include "prim/column_sums.cuh"
 #include "prim/vec.cuh"
 
 namespace WN_NAMESPACE {
@@ -20,30 +19,13 @@ struct ParamSums {
   bool accumulate;
 };
 
-/// A block owns `columns` neighboring columns, a power of two up to 32; its other threads share their rows.
 template <class T> __global__ void __launch_bounds__(kThreads) fold_params_kernel(const ParamSums sums, int columns) {
-  constexpr int kChain = 256;
-  const int64_t col = int64_t(blockIdx.x) * columns + threadIdx.x % columns;
-  const int peers = kThreads / columns;
-  using Stat = GradSums<1>;
-  Stat all = Stat::empty();
-  if (col < sums.cols) {
-    Stat chain = Stat::empty();
-    int length = 0;
-    for (int64_t row = threadIdx.x / columns; row < sums.rows; row += peers) {
-      chain.dy[0] += sums.dy[row * sums.cols + col];
-      chain.dy_x_hat[0] += sums.dy_x_hat[row * sums.cols + col];
-      if (++length < kChain) continue;
-      all.merge(chain);
-      chain = Stat::empty();
-      length = 0;
-    }
-    all.merge(chain);
-  }
-  all = block_merge<kWarp>(all, columns);
-  if (threadIdx.x >= columns || col >= sums.cols) return;
-  ParamsOut<T>{sums.dweight, sums.grad_dtype == WN_F32, sums.accumulate}.put(col, all.dy_x_hat[0]);
-  ParamsOut<T>{sums.dbias, sums.grad_dtype == WN_F32, sums.accumulate}.put(col, all.dy[0]);
+  const ColumnBlock block(sums.cols, columns);
+  const ColumnSums total = block.sum(sums.dy, sums.dy_x_hat, sums.rows);
+  if (!block.writes()) return;
+  const bool is_f32 = sums.grad_dtype == WN_F32;
+  ParamsOut<T>{sums.dweight, is_f32, sums.accumulate}.put(block.col(), total.second);
+  ParamsOut<T>{sums.dbias, is_f32, sums.accumulate}.put(block.col(), total.first);
 }
 
 }  // namespace WN_NAMESPACE

@@ -22,6 +22,9 @@ class ChannelLaunch {
     return splits_fit ? launch_blocks<kKernel>(blocks, args...) : dev::kInvalidValue;
   }
 
+  /// A launch on the same stream whose grid is not yet known.
+  const dev::LaunchConfig& config() const { return config_; }
+
   template <auto kKernel, class... Args> dev::Status launch_blocks(int64_t blocks, Args... args) const {
     if (blocks < 1 || blocks > INT32_MAX) return dev::kInvalidValue;
     dev::LaunchConfig config = config_;
@@ -33,17 +36,18 @@ class ChannelLaunch {
   dev::LaunchConfig config_;
 };
 
-/// The parts of a channel norm's workspace. `channel_norm_workspace` in src/cuda/plan.rs sizes it.
+/// The parts of a channel norm's workspace. `ChannelPlan::workspace` in src/cuda/plan.rs sizes it.
 struct ChannelWorkspace {
-  float* statistics = nullptr;  // [2, channels]
-  float* totals = nullptr;      // [2]
-  float* partials = nullptr;    // [2, splits, channels]
+  float* kept = nullptr;      // [3, slabs]: means, reciprocal deviations and variances, or two sums
+  float* totals = nullptr;    // [2, statistics]
+  float* partials = nullptr;  // [2, splits, slabs of the walk that gathers]
 
-  ChannelWorkspace(float* words, const wn_channel_walk& stats) {
+  ChannelWorkspace(float* words, const wn_channel_walk& apply, int64_t group) {
     if (!words) return;
-    statistics = words;
-    totals = statistics + 2 * stats.channels;
-    partials = totals + 2;
+    const int64_t slabs = apply.segments * apply.channels;
+    kept = words;
+    totals = kept + 3 * slabs;
+    partials = totals + 2 * (slabs / group);
   }
 };
 

@@ -1,11 +1,12 @@
-// Who owns which elements of a [outer, channels, inner] tensor. A tile gives every thread of a block the channels it
-// works for (`kLanes` neighbors starting at `channel()`), walks it through its elements of them by the chunk, and merges
-// statistics among the threads that share them. Kernels are written once, over any tile.
+// Who owns which elements of a [segments, outer, channels, inner] tensor. A tile gives every thread of a block the slabs
+// it works for (`kLanes` neighbors starting at `slab()`, of the channels starting at `channel()`), walks it through its
+// elements of them by the chunk, and merges statistics among the threads that share them. Kernels are written once, over
+// any tile.
 //
 // A chunk is `kLoads` loads of `kVec` elements; `walk` calls `body(const int64_t (&at)[kLoads], int loads)`, where the
 // first `loads` of `at` are offsets into the tensor. `merge` is called by all threads and leaves the same bits in all
-// that share channels; `rank()` numbers these, `peers()` counts them. `kCanSplit` says whether several blocks may share
-// a channel.
+// that share slabs; `rank()` numbers these, `peers()` counts them. `kCanSplit` says whether several blocks may share a
+// slab.
 #pragma once
 
 #include "dev.cuh"
@@ -15,10 +16,16 @@
 
 namespace WN_NAMESPACE {
 
-/// Elements of one channel in a chunk of the slab tiles.
+/// Elements of one slab in a chunk of the slab tiles.
 constexpr int kSlabChunk = 8;
 
-/// `kOwners` threads, a block or a warp, own one channel.
+/// The statistic that a slab belongs to.
+__device__ __forceinline__ int64_t statistic_of(int64_t slab, int64_t group) {
+  // Slabs and groups are counted in 31 bits, and most groups are of one.
+  return group == 1 ? slab : static_cast<unsigned>(slab) / static_cast<unsigned>(group);
+}
+
+/// `kOwners` threads, a block or a warp, own one slab.
 template <int kVecWidth, int kOwners> class SlabTile {
   static_assert(kOwners == kThreads || kOwners == kWarp, "a block or a warp");
   static constexpr int kPerBlock = kThreads / kOwners;
@@ -30,20 +37,24 @@ template <int kVecWidth, int kOwners> class SlabTile {
   static constexpr bool kCanSplit = kOwners == kThreads;
 
   __device__ __forceinline__ explicit SlabTile(const wn_channel_walk& walk) : walk_(walk) {
-    tiles_ = static_cast<int>((walk.channels + kPerBlock - 1) / kPerBlock);
-    tile_ = blockIdx.x % tiles_;
-    split_ = blockIdx.x / tiles_;
-    channel_ = int64_t(tile_) * kPerBlock + threadIdx.x / kOwners;
+    slabs_ = walk.segments * walk.channels;
+    const int tiles = static_cast<int>((slabs_ + kPerBlock - 1) / kPerBlock);
+    tile_ = blockIdx.x % tiles;
+    split_ = blockIdx.x / tiles;
+    slab_ = int64_t(tile_) * kPerBlock + threadIdx.x / kOwners;
+    segment_ = static_cast<unsigned>(slab_) / static_cast<unsigned>(walk.channels);
+    channel_ = slab_ - segment_ * walk.channels;
   }
 
   __host__ static int64_t blocks(const wn_channel_walk& walk) {
-    return (walk.channels + kPerBlock - 1) / kPerBlock * walk.splits;
+    return (walk.segments * walk.channels + kPerBlock - 1) / kPerBlock * walk.splits;
   }
 
   __device__ __forceinline__ int tile() const { return tile_; }
-  __device__ __forceinline__ int split() const { return split_; }
+  __device__ __forceinline__ int64_t split() const { return split_; }
+  __device__ __forceinline__ int64_t slab() const { return slab_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
-  __device__ __forceinline__ bool live() const { return channel_ < walk_.channels; }
+  __device__ __forceinline__ bool live() const { return slab_ < slabs_; }
   __device__ __forceinline__ int rank() const { return threadIdx.x % kOwners; }
   __device__ __forceinline__ int peers() const { return kOwners; }
 
@@ -56,10 +67,10 @@ template <int kVecWidth, int kOwners> class SlabTile {
     const int64_t first_run = begin / walk_.inner;
     const unsigned inner = static_cast<unsigned>(walk_.inner);
     const unsigned phase = static_cast<unsigned>(begin - first_run * walk_.inner);
-    const int64_t base = (first_run * walk_.channels + channel_) * walk_.inner;
-    const int64_t skip = (walk_.channels - 1) * walk_.inner;  // from the end of a run to the channel's next
+    const int64_t base = ((segment_ * walk_.outer + first_run) * walk_.channels + channel_) * walk_.inner;
+    const int64_t skip = (walk_.channels - 1) * walk_.inner;  // from the end of a run to the slab's next
     for (int local = rank() * kVec; local < count; local += kOwners * kVec * kLoads) {
-      int64_t at[kLoads];
+      int64_t at[kLoads] = {};
       int loads = 0;
 #pragma unroll
       for (int load = 0; load < kLoads; ++load) {
@@ -84,15 +95,15 @@ template <int kVecWidth, int kOwners> class SlabTile {
 
  private:
   const wn_channel_walk& walk_;
-  int tiles_, tile_, split_;
-  int64_t channel_;
+  int tile_, split_;
+  int64_t slabs_, slab_, segment_, channel_;
 };
 
 template <int kVec> using BlockTile = SlabTile<kVec, kThreads>;
 template <int kVec> using WarpTile = SlabTile<kVec, kWarp>;
 
-/// For inner = 1: a block owns `columns * kVec` neighboring channels. Threads side by side read neighboring channels of
-/// a row; the threads of one column walk down the rows.
+/// For inner = 1: a block owns `columns * kVec` neighboring slabs of a segment. Threads side by side read neighboring
+/// channels of a row; the threads of one column walk down the rows.
 template <int kVecWidth> class ColumnTile {
  public:
   static constexpr int kVec = kVecWidth;
@@ -102,19 +113,22 @@ template <int kVecWidth> class ColumnTile {
 
   __device__ __forceinline__ explicit ColumnTile(const wn_channel_walk& walk) : walk_(walk) {
     const int width = walk.columns * kVec;
-    tiles_ = static_cast<int>((walk.channels + width - 1) / width);
-    tile_ = blockIdx.x % tiles_;
-    split_ = blockIdx.x / tiles_;
-    channel_ = int64_t(tile_) * width + threadIdx.x % walk.columns * kVec;
+    const unsigned per_segment = static_cast<unsigned>((walk.channels + width - 1) / width);
+    const unsigned tiles = per_segment * static_cast<unsigned>(walk.segments);
+    tile_ = blockIdx.x % tiles;
+    split_ = blockIdx.x / tiles;
+    segment_ = tile_ / per_segment;
+    channel_ = int64_t(tile_ % per_segment) * width + threadIdx.x % walk.columns * kVec;
   }
 
   __host__ static int64_t blocks(const wn_channel_walk& walk) {
     const int64_t width = int64_t(walk.columns) * kVec;
-    return (walk.channels + width - 1) / width * walk.splits;
+    return (walk.channels + width - 1) / width * walk.segments * walk.splits;
   }
 
   __device__ __forceinline__ int tile() const { return tile_; }
-  __device__ __forceinline__ int split() const { return split_; }
+  __device__ __forceinline__ int64_t split() const { return split_; }
+  __device__ __forceinline__ int64_t slab() const { return segment_ * walk_.channels + channel_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
   __device__ __forceinline__ bool live() const { return channel_ < walk_.channels; }
   __device__ __forceinline__ int rank() const { return threadIdx.x / walk_.columns; }
@@ -124,9 +138,9 @@ template <int kVecWidth> class ColumnTile {
     if (!live()) return;
     const int64_t begin = split_ * walk_.span;
     const int count = static_cast<int>(walk_.outer - begin < walk_.span ? walk_.outer - begin : walk_.span);
-    const int64_t base = begin * walk_.channels + channel_;
+    const int64_t base = (segment_ * walk_.outer + begin) * walk_.channels + channel_;
     for (int local = rank(); local < count; local += peers() * kLoads) {
-      int64_t at[kLoads];
+      int64_t at[kLoads] = {};
       int loads = 0;
 #pragma unroll
       for (int load = 0; load < kLoads; ++load) {
@@ -146,12 +160,12 @@ template <int kVecWidth> class ColumnTile {
 
  private:
   const wn_channel_walk& walk_;
-  int tiles_, tile_, split_;
-  int64_t channel_;
+  int tile_, split_;
+  int64_t segment_, channel_;
 };
 
 /// Merges what the splits of a tile have left, in chains of at most 256 that are merged in turn. `partial(split)` reads
-/// one split's statistics of this thread's channels. All threads of the block call it; those of one channel get the
+/// one split's statistics of this thread's slabs. All threads of the block call it; those of one slab get the
 /// same bits.
 template <class Stat, class Tile, class Partial>
 __device__ __forceinline__ Stat merge_splits(const Tile& tile, int splits, Partial partial) {

@@ -10,6 +10,11 @@ template <class T> struct TypeTag {
   using type = T;
 };
 
+/// A kernel as a value, for lambdas that take one of several.
+template <auto kKernel> struct KernelTag {
+  static constexpr auto value = kKernel;
+};
+
 /// Calls `body` with the type behind `dtype`.
 template <class Body> dev::Status visit_dtype(wn_dtype dtype, Body body) {
   switch (dtype) {
