@@ -9,19 +9,21 @@ namespace WN_NAMESPACE {
 
 struct RowStats {
   float mean, rstd;
-
-  __device__ __forceinline__ RowStats(const wn_row_norm_bwd& args, int64_t row)
-      : mean(args.rms ? 0.f : args.mean[row]), rstd(args.rstd[row]) {}
 };
 
-/// What dx takes of the sums of g and g * x_hat over a row.
+__device__ __forceinline__ RowStats row_stats(const wn_row_norm_bwd& args, int64_t row) {
+  return {args.rms ? 0.f : args.mean[row], args.rstd[row]};
+}
+
+/// Means of g and of g * x_hat over a row.
 struct RowMeans {
   float g, g_x_hat;
-
-  __device__ __forceinline__ RowMeans(const wn_row_norm_bwd& args, const GradSums<1>& sums)
-      : g(args.rms ? 0.f : sums.dy[0] / static_cast<float>(args.cols)),
-        g_x_hat(sums.dy_x_hat[0] / static_cast<float>(args.cols)) {}
 };
+
+__device__ __forceinline__ RowMeans row_means(const wn_row_norm_bwd& args, const GradSums<1>& sums) {
+  const float cols = static_cast<float>(args.cols);
+  return {args.rms ? 0.f : sums.dy[0] / cols, sums.dy_x_hat[0] / cols};  // RMSNorm subtracts no mean(g)
+}
 
 /// Turns x into x_hat.
 template <int kVec> __device__ __forceinline__ void standardize(float (&x)[kVec], const RowStats& stats) {
@@ -90,13 +92,38 @@ template <class T, int kVec> __device__ __forceinline__ void widen(float (&dst)[
   for (int i = 0; i < kVec; ++i) dst[i] = dev::to_f32(pack.lane[i]);
 }
 
+/// What a lane holds of a row, as it is stored: in 16 bits that takes half the registers.
+template <class T, int kVec> struct HeldRow {
+  static constexpr int kStep = kWarp * kVec;
+  static constexpr int kLoads = kWarpRow / kStep;
+  Pack<T, kVec> x[kLoads], dy[kLoads];
+  RowStats stats;
+
+  __device__ __forceinline__ void read(const wn_row_norm_bwd& args, int64_t row, int col) {
+    const RowAt at(row, args.block, args.cols);
+    const T* from_x = at.in<T>(args.x, args.x_stride, col);
+    const T* from_dy = at.in<T>(args.dy, args.dy_stride, col);
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (col + k * kStep >= args.cols) continue;
+      x[k] = dev::load_vec<Pack<T, kVec>>(from_x + k * kStep);
+      dy[k] = dev::load_vec<Pack<T, kVec>>(from_dy + k * kStep);
+    }
+    stats = row_stats(args, row);
+  }
+};
+
 /// A block takes the rows of a part, a warp one of them at a time, which it holds in registers: one read of x and dy.
 /// A lane sums the columns it owns over all rows of its warp.
+///
+/// The sums leave room for one block per SM, too few warps to hide the latency of memory by their number where rows are
+/// of 16 bits. There the next row is on its way while a warp computes.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads, kVec * sizeof(T) == kVecBytes && sizeof(T) == 2 ? 2 : 1)
-    row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
-  constexpr int kStep = kWarp * kVec;
-  constexpr int kLoads = kWarpRow / kStep;
+__global__ void __launch_bounds__(kThreads) row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
+  using Held = HeldRow<T, kVec>;
+  constexpr int kStep = Held::kStep;
+  constexpr int kLoads = Held::kLoads;
+  constexpr bool kAhead = sizeof(T) == 2 && kVec > 1;
   DEV_SHARED_ARRAY(StagedSums, staged, kWarps);
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -111,49 +138,50 @@ __global__ void __launch_bounds__(kThreads, kVec * sizeof(T) == kVecBytes && siz
 
   const int64_t begin = blockIdx.x * span;
   const int64_t end = args.rows - begin < span ? args.rows : begin + span;
-  for (int64_t row = begin + warp; row < end; row += kWarps) {
-    const RowAt at(row, args.block, args.cols);
-    const T* x = at.in<T>(args.x, args.x_stride, col);
-    const T* dy = at.in<T>(args.dy, args.dy_stride, col);
-    Pack<T, kVec> xs[kLoads], dys[kLoads];  // as stored: in 16 bits they take half the registers
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k)
-      if (col + k * kStep < cols) {
-        xs[k] = dev::load_vec<Pack<T, kVec>>(x + k * kStep);
-        dys[k] = dev::load_vec<Pack<T, kVec>>(dy + k * kStep);
-      }
-    const RowStats stats(args, row);
+  int64_t row = begin + warp;
+  Held held;
+  if (row < end) held.read(args, row, col);
+  for (; row < end; row += kWarps) {
+    Held next;
+    if (kAhead && row + kWarps < end) next.read(args, row + kWarps, col);
     float g[1][kVec], x_hat[1][kVec];
     GradSums<1> sums = GradSums<1>::empty();
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k)
-      if (col + k * kStep < cols) {
-        widen(x_hat[0], xs[k]);
-        widen(g[0], dys[k]);
-        standardize(x_hat[0], stats);
-        if (sums_wanted) {
+    for (int k = 0; k < kLoads; ++k) {
+      if (col + k * kStep >= cols) continue;
+      widen(x_hat[0], held.x[k]);
+      widen(g[0], held.dy[k]);
+      standardize(x_hat[0], held.stats);
+      if (sums_wanted) {
 #pragma unroll
-          for (int i = 0; i < kVec; ++i) {
-            dbias[k][i] += g[0][i];
-            dweight[k][i] += g[0][i] * x_hat[0][i];
-          }
+        for (int i = 0; i < kVec; ++i) {
+          dbias[k][i] += g[0][i];
+          dweight[k][i] += g[0][i] * x_hat[0][i];
         }
-        scale<T>(g[0], args, col + k * kStep);
-        sums.push(g, x_hat, 1);
       }
-    if (!args.dx) continue;
-    const RowMeans means(args, warp_merge_all(sums));
-    const T* dh = at.in<T>(args.dh, args.dh_stride, col);
-    T* dx = at.in<T>(args.dx, args.dx_stride, col);
+      scale<T>(g[0], args, col + k * kStep);
+      sums.push(g, x_hat, 1);
+    }
+    if (args.dx) {
+      const RowMeans means = row_means(args, warp_merge_all(sums));
+      const RowAt at(row, args.block, args.cols);
+      const T* dh = at.in<T>(args.dh, args.dh_stride, col);
+      T* dx = at.in<T>(args.dx, args.dx_stride, col);
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k)
-      if (col + k * kStep < cols) {
-        widen(x_hat[0], xs[k]);
-        widen(g[0], dys[k]);
-        standardize(x_hat[0], stats);
+      for (int k = 0; k < kLoads; ++k) {
+        if (col + k * kStep >= cols) continue;
+        widen(x_hat[0], held.x[k]);
+        widen(g[0], held.dy[k]);
+        standardize(x_hat[0], held.stats);
         scale<T>(g[0], args, col + k * kStep);
-        store_dx(dx + k * kStep, dh ? dh + k * kStep : nullptr, g[0], x_hat[0], stats, means);
+        store_dx(dx + k * kStep, dh ? dh + k * kStep : nullptr, g[0], x_hat[0], held.stats, means);
       }
+    }
+    if (kAhead) {
+      held = next;
+    } else if (row + kWarps < end) {
+      held.read(args, row + kWarps, col);
+    }
   }
 
   if (!sums_wanted) return;
@@ -181,7 +209,7 @@ __global__ void __launch_bounds__(kThreads) row_norm_bwd_block(const wn_row_norm
     const T* dy = at.in<T>(args.dy, args.dy_stride, 0);
     const T* dh = at.in<T>(args.dh, args.dh_stride, 0);
     T* dx = at.in<T>(args.dx, args.dx_stride, 0);
-    const RowStats stats(args, row);
+    const RowStats stats = row_stats(args, row);
     float g[kLoads][kVec], x_hat[kLoads][kVec];
     // Reads the chunk at `col` and returns how many of its loads lie in the row.
     const auto read = [&](int64_t col) {
@@ -200,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) row_norm_bwd_block(const wn_row_norm
       const int loads = read(col);
       cascade.push(g, x_hat, loads);
     }
-    const RowMeans means(args, block_merge<1>(cascade.total(), 1));
+    const RowMeans means = row_means(args, block_merge<1>(cascade.total(), 1));
     for (int64_t col = threadIdx.x * kVec; col < args.cols; col += kStep * kLoads) {
       const int loads = read(col);
 #pragma unroll
@@ -239,7 +267,7 @@ __global__ void __launch_bounds__(kThreads)
           const RowAt at(next, args.block, args.cols);
           load(dy[k], at.in<T>(args.dy, args.dy_stride, col));
           load(x_hat[k], at.in<T>(args.x, args.x_stride, col));
-          standardize(x_hat[k], RowStats(args, next));
+          standardize(x_hat[k], row_stats(args, next));
           loads = k + 1;
         } else {
 #pragma unroll
