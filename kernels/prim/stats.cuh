@@ -59,6 +59,9 @@ template <int kLanes> struct Moments {
     if (other.count != 0.f) merge(other, other.count / (count + other.count));
   }
 
+  /// What is subtracted of values.
+  __device__ __forceinline__ float center(int lane) const { return mean[lane]; }
+
   /// Biased variance.
   __device__ __forceinline__ float var(int lane) const { return m2[lane] / count; }
 
@@ -77,6 +80,32 @@ template <int kLanes> struct Moments {
     }
     count += other.count;
   }
+};
+
+/// Mean of the squares, in the place of `Moments<1>` where the mean is zero by definition.
+struct MeanSquare {
+  float count;
+  float sum;
+
+  __device__ __forceinline__ static MeanSquare empty() { return {0.f, 0.f}; }
+
+  /// The first `loads` of `values`, summed among themselves first.
+  template <int kLoads, int kVec> __device__ __forceinline__ void push(const float (&values)[kLoads][kVec], int loads) {
+    MeanSquare chunk = {static_cast<float>(loads * kVec), 0.f};
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load)
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) chunk.sum += load < loads ? values[load][i] * values[load][i] : 0.f;
+    merge(chunk);
+  }
+
+  __device__ __forceinline__ void merge(const MeanSquare& other) {
+    count += other.count;
+    sum += other.sum;
+  }
+
+  __device__ __forceinline__ float center(int) const { return 0.f; }
+  __device__ __forceinline__ float var(int) const { return sum / count; }
 };
 
 /// Two plain sums, those of dy and of dy * x_hat.
@@ -121,26 +150,25 @@ template <int kLanes> struct GradSums {
 
 /// A long chain of chunks, merged as a tree of three levels: no accumulator takes more than `kChain` updates before it
 /// is merged into the next, until 2^18 chunks of a thread. Rounding grows with the longest chain.
-struct MomentsCascade {
+template <class Stat> struct Cascade {
   static constexpr int kChain = 64;
-  Moments<1> chunks, groups, all;
+  Stat chunks, groups, all;
   int pushes;
 
-  __device__ __forceinline__ static MomentsCascade empty() {
-    return {Moments<1>::empty(), Moments<1>::empty(), Moments<1>::empty(), 0};
-  }
+  __device__ __forceinline__ static Cascade empty() { return {Stat::empty(), Stat::empty(), Stat::empty(), 0}; }
 
-  template <int kLoads, int kVec> __device__ __forceinline__ void push(const float (&values)[kLoads][kVec], int loads) {
-    chunks.push(values, loads);
+  /// Takes what `Stat::push` takes.
+  template <class... Chunk> __device__ __forceinline__ void push(const Chunk&... chunk) {
+    chunks.push(chunk...);
     if (++pushes % kChain != 0) return;
     groups.merge(chunks);
-    chunks = Moments<1>::empty();
+    chunks = Stat::empty();
     if (pushes % (kChain * kChain) != 0) return;
     all.merge(groups);
-    groups = Moments<1>::empty();
+    groups = Stat::empty();
   }
 
-  __device__ __forceinline__ Moments<1> total() {
+  __device__ __forceinline__ Stat total() {
     groups.merge(chunks);
     all.merge(groups);
     return all;

@@ -25,12 +25,16 @@ template <int N, class T> __device__ __forceinline__ void load(float (&dst)[N], 
   }
 }
 
-/// Rounds to nearest even and writes `N` elements. `dst` is aligned to the pack.
+/// Rounds to nearest even and writes `N` elements. `dst` is aligned as in `load`.
 template <int N, class T> __device__ __forceinline__ void store(T* dst, const float (&src)[N]) {
-  Pack<T, N> pack;
+  constexpr int kPer = N * sizeof(T) <= kVecBytes ? N : kVecBytes / sizeof(T);
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.lane[i] = dev::from_f32<T>(src[i]);
-  dev::store_vec(dst, pack);
+  for (int at = 0; at < N; at += kPer) {
+    Pack<T, kPer> pack;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) pack.lane[i] = dev::from_f32<T>(src[at + i]);
+    dev::store_vec(dst + at, pack);
+  }
 }
 
 /// Weights or biases whose type is known at run time only: they are read so rarely that a branch costs nothing, and it

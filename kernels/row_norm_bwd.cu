@@ -1,0 +1,91 @@
+// Launcher of the row norms backward: looks the plan up, launches, reports.
+#include "row_norm_bwd.cuh"
+
+#include "fold_params.cuh"
+#include "launchers.cuh"
+#include "prim/visit.cuh"
+
+namespace WN_NAMESPACE {
+namespace {
+
+/// The most rows that a thread sums one after another.
+constexpr int kMaxChain = 256;
+
+bool sums_wanted(const wn_row_norm_bwd& args) { return args.dweight || args.dbias; }
+
+bool in_range(const wn_row_norm_bwd& args, const wn_row_plan& plan) {
+  if (args.rows < 1 || args.cols < 1 || args.cols > INT32_MAX || args.block < 1) return false;
+  if (plan.parts < 1 || plan.span < 1 || plan.span > INT64_MAX / plan.parts) return false;
+  if (plan.parts * plan.span < args.rows) return false;
+  return !sums_wanted(args) || plan.span <= int64_t(kMaxChain) * kWarps;
+}
+
+/// Rows in the registers of a warp: one kernel makes all there is to make.
+template <class T, int kVec>
+dev::Status launch_warp(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
+  if (args.cols > kWarpRow) return dev::kInvalidValue;
+  config.grid = dim3(static_cast<unsigned>(plan.parts));
+  return dev::launch<row_norm_bwd_warp<T, kVec>>(config, args, plan.span);
+}
+
+/// Rows of any length: a kernel for dx, and one for dweight and dbias.
+template <class T, int kVec>
+dev::Status launch_block(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
+  if (args.dx || config.prepare_only) {
+    config.grid = dim3(static_cast<unsigned>(args.rows < INT32_MAX ? args.rows : INT32_MAX));  // it loops over the rest
+    const dev::Status status = dev::launch<row_norm_bwd_block<T, kVec>>(config, args);
+    if (status != dev::kSuccess) return status;
+  }
+  if (!sums_wanted(args) && !config.prepare_only) return dev::kSuccess;
+  const int64_t tiles = (args.cols - 1) / (kWarp * kVec) + 1;
+  if (tiles * plan.parts > INT32_MAX) return dev::kInvalidValue;
+  config.grid = dim3(static_cast<unsigned>(tiles * plan.parts));
+  return dev::launch<row_norm_bwd_params<T, kVec>>(config, args, plan.span, plan.parts, static_cast<int>(tiles));
+}
+
+template <class T, int kVec>
+dev::Status launch(const wn_row_norm_bwd& args, const wn_row_plan& plan, const dev::LaunchConfig& config) {
+  switch (plan.strategy) {
+    case WN_WARP_PER_ROW: return launch_warp<T, kVec>(args, plan, config);
+    case WN_BLOCK_PER_ROW: return launch_block<T, kVec>(args, plan, config);
+  }
+  return dev::kInvalidValue;
+}
+
+dev::Status fold(const wn_row_norm_bwd& args, int parts, const dev::LaunchConfig& config) {
+  ParamSums sums{};
+  if (args.workspace) {
+    sums.dy = args.workspace;
+    sums.dy_x_hat = args.workspace + parts * args.cols;
+  }
+  sums.rows = parts;
+  sums.cols = args.cols;
+  sums.dweight = args.dweight;
+  sums.dbias = args.dbias;
+  sums.x_dtype = args.x_dtype;
+  sums.grad_dtype = args.grad_dtype;
+  sums.accumulate = args.accumulate != 0;
+  return fold_params(sums, config);
+}
+
+}  // namespace
+
+int32_t row_norm_bwd(const wn_row_norm_bwd* args, const wn_row_plan* plan, wn_action action, wn_stream stream) {
+  if (!in_range(*args, *plan)) return dev::kInvalidValue;
+  dev::LaunchConfig config;
+  config.block = dim3(kThreads);
+  config.stream = reinterpret_cast<dev::Stream>(stream);
+  config.prepare_only = action == WN_PREPARE;
+  if (!args->dx && !sums_wanted(*args) && !config.prepare_only) return dev::kSuccess;
+  const dev::Status status = visit_dtype(args->x_dtype, [&](auto dtype) {
+    using T = typename decltype(dtype)::type;
+    constexpr int kWide = kVecBytes / sizeof(T);
+    if (plan->vec == kWide) return launch<T, kWide>(*args, *plan, config);
+    if (plan->vec == 1) return launch<T, 1>(*args, *plan, config);
+    return dev::kInvalidValue;
+  });
+  if (status != dev::kSuccess || (!sums_wanted(*args) && !config.prepare_only)) return status;
+  return fold(*args, plan->parts, config);
+}
+
+}  // namespace WN_NAMESPACE
