@@ -119,7 +119,7 @@ template <class T, int kVec> struct HeldRow {
 /// The sums leave room for one block per SM, too few warps to hide the latency of memory by their number where rows are
 /// of 16 bits. There the next row is on its way while a warp computes.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
   using Held = HeldRow<T, kVec>;
   constexpr int kStep = Held::kStep;
   constexpr int kLoads = Held::kLoads;
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads) row_norm_bwd_warp(const wn_row_norm_
 
 /// dx of rows of any length: a block reads its row twice, the second time from cache where it fits.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) row_norm_bwd_block(const wn_row_norm_bwd args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_block(const wn_row_norm_bwd args) {
   constexpr int kStep = kThreads * kVec;
   constexpr int kLoads = kRowChunk / kVec;
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads) row_norm_bwd_block(const wn_row_norm
 /// dweight and dbias of rows of any length: a block takes neighboring columns of a part, of which there are `tiles`, and
 /// its warps walk down the rows.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     row_norm_bwd_params(const wn_row_norm_bwd args, const int64_t span, const int parts, const int tiles) {
   constexpr int kRows = 4;  // read at a time
   DEV_SHARED_ARRAY(StagedSums, staged, kWarps);
