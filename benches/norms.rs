@@ -89,8 +89,10 @@ fn run<T: Element, B: Timed>(c: &mut Criterion, on: &B, backend: &str, shape: &S
         let layer_norm = LayerNorm::new(shape.dims[1]);
         let mut forward = || {
             let (x, y) = (x.view(), y.view_mut());
-            layer_norm
-                .forward_into(on, LayerNormForward { x, y, affine: Affine::None, mean: None, rstd: None })
+            layer_norm.forward_into(
+                on,
+                LayerNormForward { x, y, residual: None, affine: Affine::None, mean: None, rstd: None },
+            )
         };
         measure(c, on, &name("layer_norm_fwd"), 2 * bytes, &mut forward);
         return Ok(());
@@ -102,6 +104,7 @@ fn run<T: Element, B: Timed>(c: &mut Criterion, on: &B, backend: &str, shape: &S
     let mut forward = || {
         let args = BatchNormTrain {
             x: x.view(),
+            residual: None,
             y: y.view_mut(),
             affine: Affine::None,
             mean: Some(mean.data_mut()),
@@ -117,12 +120,15 @@ fn run<T: Element, B: Timed>(c: &mut Criterion, on: &B, backend: &str, shape: &S
     let mut backward = || {
         let args = BatchNormBackwardTrain {
             x: x.view(),
+            residual: None,
             dy: dy.view(),
             affine: Affine::None,
             mean: mean.data(),
             rstd: rstd.data(),
             dx: Some(y.view_mut()),
+            dresidual: None,
             grads: AffineGrad::F32 { dweight: Some(dweight.data_mut()), dbias: Some(dbias.data_mut()) },
+            accumulate: false,
             workspace: &mut workspace,
         };
         batch_norm.backward_train_into(on, args)

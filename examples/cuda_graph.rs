@@ -6,7 +6,8 @@
 #[cfg(feature = "cuda")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use warpnorm::{
-        Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, Cuda, Tensor,
+        Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, Cuda, RunningStats,
+        RunningStatsMut, Tensor,
         cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
     };
 
@@ -33,17 +34,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut rstd = Tensor::zeros(&on, &[dims[1]])?;
 
     let bn = BatchNorm::new(dims[1]);
+    // On the device, where replays read it: 0 while warming up, so that this leaves no trace.
+    let mut momentum = Tensor::zeros(&on, &[1])?;
+    let mut running = RunningStats::new(&on, dims[1])?;
     let mut workspace = bn.workspace(&on, &x)?;
     let mut step = || -> warpnorm::Result<()> {
         bn.forward_train_into(
             &on,
             BatchNormTrain {
                 x: x.view(),
+                residual: None,
                 y: y.view_mut(),
                 affine: Affine::None,
                 mean: Some(mean.data_mut()),
                 rstd: Some(rstd.data_mut()),
-                running: None,
+                running: Some(RunningStatsMut {
+                    momentum: Some(momentum.data()),
+                    ..running.borrow_mut()
+                }),
                 workspace: &mut workspace,
             },
         )?;
@@ -51,12 +59,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             &on,
             BatchNormBackwardTrain {
                 x: x.view(),
+                residual: None,
                 dy: dy.view(),
                 affine: Affine::None,
                 mean: mean.data(),
                 rstd: rstd.data(),
                 dx: Some(dx.view_mut()),
+                dresidual: None,
                 grads: AffineGrad::None,
+                accumulate: false,
                 workspace: &mut workspace,
             },
         )

@@ -71,11 +71,13 @@ dev::Status fold(const wn_row_norm_bwd& args, int parts, const dev::LaunchConfig
 }  // namespace
 
 int32_t row_norm_bwd(const wn_row_norm_bwd* args, const wn_row_plan* plan, wn_action action, wn_stream stream) {
-  if (!in_range(*args, *plan)) return dev::kInvalidValue;
   dev::LaunchConfig config;
   config.block = dim3(kThreads);
   config.stream = reinterpret_cast<dev::Stream>(stream);
   config.prepare_only = action == WN_PREPARE;
+  // Without rows there is nothing to gather, but the sums over nothing may be asked for.
+  if (args->rows == 0 && sums_wanted(*args)) return fold(*args, 0, config);
+  if (!in_range(*args, *plan)) return dev::kInvalidValue;
   if (!args->dx && !sums_wanted(*args) && !config.prepare_only) return dev::kSuccess;
   const dev::Status status = visit_dtype(args->x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;

@@ -13,7 +13,6 @@ mod buffers;
 
 /// What the statistics of a BatchNorm are taken over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Statistics {
     /// A mean and a variance for each channel, over the batch and all positions.
     #[default]

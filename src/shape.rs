@@ -329,11 +329,6 @@ impl RowShape {
         if dims.is_dense() { self.block * self.cols } else { dims.stride() }
     }
 
-    /// The same rows, each a block of its own: for calls without gaps.
-    pub(crate) fn dense(self) -> Self {
-        Self { block: 1, ..self }
-    }
-
     /// Rows: what statistics are kept for.
     pub fn rows(&self) -> usize {
         self.rows

@@ -10,7 +10,12 @@ use cudarc::driver::{
     sys::{CUdevice_attribute, CUstream},
 };
 
-use super::{launch, launch::Device, plan::DeviceLimits, sys};
+use super::{
+    launch,
+    launch::Device,
+    plan::{self, DeviceLimits},
+    sys,
+};
 use crate::{
     Backend, Element, Error, Result,
     backend::WorkspaceLen,

@@ -5,17 +5,14 @@
 use core::{ffi::c_void, ptr};
 
 use super::{
-    plan::{
-        ChannelPlan, ChannelStrategy, ChannelTile, ChannelWalk, DeviceLimits, RowPlan, RowStrategy,
-        channel_norm_workspace, row_plan,
-    },
+    plan::{ChannelPlan, ChannelStrategy, ChannelTile, ChannelWalk, DeviceLimits, RowPlan, RowStrategy},
     sys,
 };
 use crate::{
-    Affine, AffineGrad, Backend, DType, Element, Result,
-    backend::{WorkspaceLen, WorkspaceMut},
-    channel_norm::{BackwardStatistics, ChannelNormBackward, ChannelNormForward, ForwardStatistics},
-    layer_norm::RowNormForward,
+    Activation, Affine, AffineGrad, Backend, DType, Element, Result,
+    backend::WorkspaceMut,
+    channel_norm::{BackwardSource, ChannelNormBackward, ChannelNormForward, ForwardSource},
+    row_norm::{RowNormBackward, RowNormForward, RowSum},
     shape::{ChannelShape, RowShape},
 };
 
@@ -62,7 +59,7 @@ struct Addresses<'a, D: Device> {
 
 impl<'a, D: Device> Addresses<'a, D> {
     /// No call takes more addresses than this.
-    const MOST: usize = 11;
+    const MOST: usize = 14;
 
     fn new(on: &'a D) -> Self {
         Self { on, guards: Vec::with_capacity(Self::MOST), bits: 0 }
@@ -149,10 +146,6 @@ impl<'a, D: Device> Addresses<'a, D> {
     }
 }
 
-pub(crate) fn workspace<D: Device>(on: &D, shape: ChannelShape, whole_batch: bool) -> WorkspaceLen {
-    channel_norm_workspace(shape, whole_batch, on.limits())
-}
-
 pub(crate) fn channel_norm_fwd<D: Device, T: Element>(
     on: &D,
     shape: ChannelShape,
@@ -160,61 +153,58 @@ pub(crate) fn channel_norm_fwd<D: Device, T: Element>(
 ) -> Result<()> {
     on.enter()?;
     let mut taken = Addresses::new(on);
-    let x = taken.read("x", &args.x)?;
     let y = taken.write("y", &mut args.y)?;
-    taken.aligned(x as u64 | y as u64);
+    let x = args.x.as_ref().map_or(Ok(y.cast_const()), |x| taken.read("x", x))?;
+    let residual = taken.read_if("residual", args.residual.as_ref())?;
+    taken.aligned(x as u64 | y as u64 | residual as u64);
     let (weight, bias, param_dtype) = taken.affine(&args.affine)?;
-    let mut raw = sys::wn_batch_norm_fwd {
+    let mut raw = sys::wn_channel_norm_fwd {
         x,
         y,
+        residual,
         weight,
         bias,
-        mean: ptr::null_mut(),
-        rstd: ptr::null_mut(),
-        running_mean: ptr::null_mut(),
-        running_var: ptr::null_mut(),
-        counters: ptr::null_mut(),
-        workspace: ptr::null_mut(),
+        group: shape.group() as i64,
         eps: args.eps,
-        keep: 0.0,
-        take: 0.0,
-        x_dtype: abi_dtype(T::DTYPE),
+        activation: abi_activation(args.activation),
         param_dtype: abi_dtype(param_dtype),
-        whole_batch: 0,
-        running_only: 0,
+        ..blank_channel_fwd(T::DTYPE)
     };
     match &mut args.source {
-        ForwardStatistics::Batch { whole_batch, mean, rstd, running, workspace } => {
-            raw.whole_batch = i32::from(*whole_batch);
+        ForwardSource::Batch { mean, rstd, running, averaged, workspace } => {
             raw.mean = taken.write_if("mean", mean.as_mut())?.cast();
             raw.rstd = taken.write_if("rstd", rstd.as_mut())?.cast();
             if let Some(running) = running {
                 raw.running_mean = taken.write("running_mean", &mut running.mean)?.cast();
                 raw.running_var = taken.write("running_var", &mut running.var)?.cast();
+                raw.momentum = taken.read_if("momentum", running.device_momentum.as_ref())?.cast();
                 // In f64, so that keep + take is 1 to the last bit that f32 has.
                 raw.keep = (1.0 - f64::from(running.momentum)) as f32;
                 raw.take = running.momentum;
+                raw.running = match averaged {
+                    true => sys::wn_running::WN_RUNNING_AVERAGED,
+                    false => sys::wn_running::WN_RUNNING_EACH,
+                };
             }
             (raw.counters, raw.workspace) = taken.workspace(workspace)?;
         }
-        ForwardStatistics::Running { whole_batch, mean, var } => {
-            raw.whole_batch = i32::from(*whole_batch);
-            raw.running_only = 1;
+        ForwardSource::Fixed(statistics) => {
+            raw.running = sys::wn_running::WN_RUNNING_FIXED;
             // The kernels write these in training only.
-            raw.running_mean = taken.read("running_mean", mean)?.cast_mut().cast();
-            raw.running_var = taken.read("running_var", var)?.cast_mut().cast();
+            raw.running_mean = taken.read("running_mean", &statistics.mean)?.cast_mut().cast();
+            raw.running_var = taken.read("running_var", &statistics.var)?.cast_mut().cast();
         }
     }
     on.ready()?;
-    let plan = ChannelPlan::forward(shape, raw.whole_batch != 0, T::DTYPE, taken.alignment(), on.limits());
+    let plan = ChannelPlan::forward(shape, T::DTYPE, taken.alignment(), on.limits());
     let plan = abi_channel_plan(&plan);
-    let launch = on.launchers().batch_norm_fwd.expect("every build has this launcher");
+    let launch = on.launchers().channel_norm_fwd.expect("every build has this launcher");
     // SAFETY: every address is that of live memory of this device, or null where the header allows it; the op matched
     // each length to `shape` and checked the workspace against the largest plan; the plan keeps the laws that its
     // tests state, so no kernel leaves these buffers; and `taken` holds the guards until after the call.
     let code = unsafe { launch(&raw, &plan, sys::wn_action::WN_LAUNCH, on.raw_stream()) };
     drop(taken);
-    on.leave("batch_norm_fwd", code)
+    on.leave("channel_norm_fwd", code)
 }
 
 pub(crate) fn channel_norm_bwd<D: Device, T: Element>(
@@ -226,43 +216,51 @@ pub(crate) fn channel_norm_bwd<D: Device, T: Element>(
     let mut taken = Addresses::new(on);
     let x = taken.read("x", &args.x)?;
     let dy = taken.read("dy", &args.dy)?;
+    let residual = taken.read_if("residual", args.residual.as_ref())?;
     let dx = taken.write_if("dx", args.dx.as_mut())?;
-    taken.aligned(x as u64 | dy as u64 | dx as u64);
-    let (weight, _, param_dtype) = taken.affine(&args.affine)?;
+    let dresidual = taken.write_if("dresidual", args.dresidual.as_mut())?;
+    taken.aligned(x as u64 | dy as u64 | residual as u64 | dx as u64 | dresidual as u64);
+    let (weight, bias, param_dtype) = taken.affine(&args.affine)?;
     let (dweight, dbias, grad_dtype) = taken.grads(&mut args.grads)?;
     let (mean, rstd, running_only) = match &args.source {
-        BackwardStatistics::Batch { mean, rstd } => (taken.read("mean", mean)?, taken.read("rstd", rstd)?, 0),
-        BackwardStatistics::Running { mean, var } => {
-            (taken.read("running_mean", mean)?, taken.read("running_var", var)?, 1)
+        BackwardSource::Batch { mean, rstd } => (taken.read("mean", mean)?, taken.read("rstd", rstd)?, 0),
+        BackwardSource::Fixed(statistics) => {
+            let mean = taken.read("running_mean", &statistics.mean)?;
+            (mean, taken.read("running_var", &statistics.var)?, 1)
         }
     };
     let (counters, workspace) = taken.workspace(&mut args.workspace)?;
-    let raw = sys::wn_batch_norm_bwd {
+    let raw = sys::wn_channel_norm_bwd {
         x,
         dy,
+        residual,
         weight,
+        bias,
         mean: mean.cast(),
         rstd: rstd.cast(),
         dx,
+        dresidual,
         dweight,
         dbias,
         counters,
         workspace,
+        group: shape.group() as i64,
         eps: args.eps,
         x_dtype: abi_dtype(T::DTYPE),
         param_dtype: abi_dtype(param_dtype),
         grad_dtype: abi_dtype(grad_dtype),
-        whole_batch: i32::from(args.whole_batch),
+        activation: abi_activation(args.activation),
+        accumulate: i32::from(args.accumulate),
         running_only,
     };
     on.ready()?;
-    let plan = ChannelPlan::backward(shape, args.whole_batch, T::DTYPE, taken.alignment(), on.limits());
+    let plan = ChannelPlan::backward(shape, T::DTYPE, taken.alignment(), on.limits());
     let plan = abi_channel_plan(&plan);
-    let launch = on.launchers().batch_norm_bwd.expect("every build has this launcher");
+    let launch = on.launchers().channel_norm_bwd.expect("every build has this launcher");
     // SAFETY: as in `channel_norm_fwd`.
     let code = unsafe { launch(&raw, &plan, sys::wn_action::WN_LAUNCH, on.raw_stream()) };
     drop(taken);
-    on.leave("batch_norm_bwd", code)
+    on.leave("channel_norm_bwd", code)
 }
 
 pub(crate) fn row_norm_fwd<D: Device, T: Element>(
@@ -271,35 +269,146 @@ pub(crate) fn row_norm_fwd<D: Device, T: Element>(
     mut args: RowNormForward<'_, T, D>,
 ) -> Result<()> {
     on.enter()?;
+    let (residual, mut h) = match &mut args.sum {
+        Some(RowSum { residual, h }) => (residual.as_ref(), Some(h)),
+        None => (None, None),
+    };
+    let y_stride = args.y.stride;
+    let x_stride = args.x.as_ref().map_or(y_stride, |x| x.stride);
+    let h_stride = h.as_ref().map(|h| h.stride);
+    let residual_stride = residual.map(|r| r.stride).or(h_stride);
+    let rows = Strides::of(shape, [Some(x_stride), Some(y_stride), residual_stride, h_stride]);
+    let [x_row_stride, y_row_stride, residual_row_stride, h_row_stride] = rows.strides;
+
     let mut taken = Addresses::new(on);
-    let x = taken.read("x", &args.x)?;
-    let y = taken.write("y", &mut args.y)?;
+    let y = taken.write("y", &mut args.y.data)?;
+    let x = args.x.as_ref().map_or(Ok(y.cast_const()), |x| taken.read("x", &x.data))?;
+    let h = taken.write_if("h", h.as_mut().map(|h| &mut h.data))?;
+    let residual = residual.map_or(Ok(h.cast_const()), |r| taken.read("residual", &r.data))?;
     let (weight, bias, param_dtype) = taken.affine(&args.affine)?;
-    taken.aligned(x as u64 | y as u64 | weight as u64 | bias as u64);
-    taken.aligned((shape.cols() * T::DTYPE.size()) as u64);
+    taken.aligned(x as u64 | y as u64 | h as u64 | residual as u64 | weight as u64 | bias as u64);
+    taken.aligned(rows.bytes::<T>());
     let raw = sys::wn_row_norm_fwd {
         rows: shape.rows() as i64,
         cols: shape.cols() as i64,
-        x_row_stride: shape.cols() as i64,
-        y_row_stride: shape.cols() as i64,
+        block: rows.block,
+        x_stride: x_row_stride,
+        y_stride: y_row_stride,
+        residual_stride: residual_row_stride,
+        h_stride: h_row_stride,
         x,
         y,
+        residual,
+        h,
         weight,
         bias,
         mean: taken.write_if("mean", args.mean.as_mut())?.cast(),
         rstd: taken.write_if("rstd", args.rstd.as_mut())?.cast(),
         eps: args.eps,
+        weight_offset: args.weight_offset,
         x_dtype: abi_dtype(T::DTYPE),
         param_dtype: abi_dtype(param_dtype),
+        rms: i32::from(args.rms),
     };
     on.ready()?;
-    let plan = abi_row_plan(row_plan(shape, T::DTYPE, taken.alignment()));
+    let plan = abi_row_plan(RowPlan::new(shape, T::DTYPE, taken.alignment(), on.limits()));
     let launch = on.launchers().row_norm_fwd.expect("every build has this launcher");
     // SAFETY: every address is that of live memory of this device, or null where the header allows it; the op matched
-    // each length to `shape`; and `taken` holds the guards until after the call.
+    // each length to `shape` and to the strides; and `taken` holds the guards until after the call.
     let code = unsafe { launch(&raw, &plan, sys::wn_action::WN_LAUNCH, on.raw_stream()) };
     drop(taken);
     on.leave("row_norm_fwd", code)
+}
+
+pub(crate) fn row_norm_bwd<D: Device, T: Element>(
+    on: &D,
+    shape: RowShape,
+    mut args: RowNormBackward<'_, T, D>,
+) -> Result<()> {
+    on.enter()?;
+    let rows = Strides::of(
+        shape,
+        [
+            Some(args.x.stride),
+            Some(args.dy.stride),
+            args.dh.as_ref().map(|v| v.stride),
+            args.dx.as_ref().map(|v| v.stride),
+        ],
+    );
+    let [x_stride, dy_stride, dh_stride, dx_stride] = rows.strides;
+    let mut taken = Addresses::new(on);
+    let x = taken.read("x", &args.x.data)?;
+    let dy = taken.read("dy", &args.dy.data)?;
+    let dh = taken.read_if("dh", args.dh.as_ref().map(|v| &v.data))?;
+    let dx = taken.write_if("dx", args.dx.as_mut().map(|v| &mut v.data))?;
+    let (weight, _, param_dtype) = taken.affine(&args.affine)?;
+    taken.aligned(x as u64 | dy as u64 | dh as u64 | dx as u64 | weight as u64);
+    taken.aligned(rows.bytes::<T>());
+    let (dweight, dbias, grad_dtype) = taken.grads(&mut args.grads)?;
+    let rms = args.mean.is_none();
+    let mean = taken.read_if("mean", args.mean.as_ref())?.cast();
+    let rstd = taken.read("rstd", &args.rstd)?.cast();
+    let (_, workspace) = taken.workspace(&mut args.workspace)?;
+    let raw = sys::wn_row_norm_bwd {
+        rows: if shape.is_empty() { 0 } else { shape.rows() as i64 },
+        cols: shape.cols() as i64,
+        block: rows.block,
+        x_stride,
+        dy_stride,
+        dh_stride,
+        dx_stride,
+        x,
+        dy,
+        dh,
+        weight,
+        mean,
+        rstd,
+        dx,
+        dweight,
+        dbias,
+        workspace,
+        weight_offset: args.weight_offset,
+        x_dtype: abi_dtype(T::DTYPE),
+        param_dtype: abi_dtype(param_dtype),
+        grad_dtype: abi_dtype(grad_dtype),
+        accumulate: i32::from(args.accumulate),
+        rms: i32::from(rms),
+    };
+    on.ready()?;
+    let plan = abi_row_plan(RowPlan::new(shape, T::DTYPE, taken.alignment(), on.limits()));
+    let launch = on.launchers().row_norm_bwd.expect("every build has this launcher");
+    // SAFETY: as in `row_norm_fwd`; the op checked the workspace against the largest plan.
+    let code = unsafe { launch(&raw, &plan, sys::wn_action::WN_LAUNCH, on.raw_stream()) };
+    drop(taken);
+    on.leave("row_norm_bwd", code)
+}
+
+/// The strides of a call's tensors as the kernels take them: where all rows are dense, each is a block of its own.
+struct Strides {
+    block: i64,
+    /// 0 for a tensor that is not there.
+    strides: [i64; 4],
+    cols: usize,
+}
+
+impl Strides {
+    fn of(shape: RowShape, strides: [Option<usize>; 4]) -> Self {
+        let dense = shape.block() * shape.cols();
+        let all_dense = strides.iter().flatten().all(|&stride| stride == dense);
+        let block = if all_dense { 1 } else { shape.block() };
+        let stride = |stride: Option<usize>| match stride {
+            Some(_) if all_dense => shape.cols() as i64,
+            Some(stride) => stride as i64,
+            None => 0,
+        };
+        Self { block: block as i64, strides: strides.map(stride), cols: shape.cols() }
+    }
+
+    /// All distances between rows, or-ed, in bytes.
+    fn bytes<T: Element>(&self) -> u64 {
+        let elements = self.strides.iter().fold(self.cols as u64, |bits, &stride| bits | stride as u64);
+        elements * T::DTYPE.size() as u64
+    }
 }
 
 /// Loads one kernel: an error if the machine cannot run any.
@@ -307,8 +416,7 @@ pub(crate) fn row_norm_fwd<D: Device, T: Element>(
 pub(crate) fn probe<D: Device>(on: &D) -> Result<()> {
     on.enter()?;
     let launch = on.launchers().row_norm_fwd.expect("every build has this launcher");
-    let (args, plan) =
-        (blank_row(DType::F32), abi_row_plan(RowPlan { strategy: RowStrategy::WarpPerRow, vec: 1 }));
+    let (args, plan) = (blank_row_fwd(DType::F32), abi_row_plan(blank_row_plan(RowStrategy::WarpPerRow, 1)));
     // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
     on.leave("probe", unsafe { launch(&args, &plan, sys::wn_action::WN_PREPARE, on.raw_stream()) })
 }
@@ -316,100 +424,183 @@ pub(crate) fn probe<D: Device>(on: &D) -> Result<()> {
 /// Loads every kernel, so that none has to be loaded while a graph is captured.
 pub(crate) fn warm_up<D: Device>(on: &D) -> Result<()> {
     on.enter()?;
-    let launchers = on.launchers();
-    let (forward, backward, row) =
-        (launchers.batch_norm_fwd, launchers.batch_norm_bwd, launchers.row_norm_fwd);
-    let (prepare, stream) = (sys::wn_action::WN_PREPARE, on.raw_stream());
-    let mut code = 0;
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for vec in [1, 16 / dtype.size()] {
-            for tile in [ChannelTile::BlockPerChannel, ChannelTile::WarpPerChannel, ChannelTile::Columns] {
-                let (fwd, bwd) = (blank_fwd(dtype), blank_bwd(dtype));
-                for strategy in [ChannelStrategy::Single, ChannelStrategy::Split] {
-                    let plan = abi_channel_plan(&one_block_plan(strategy, tile, vec));
-                    // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
-                    unsafe {
-                        code |= forward.expect("every build has this launcher")(&fwd, &plan, prepare, stream);
-                        code |=
-                            backward.expect("every build has this launcher")(&bwd, &plan, prepare, stream);
-                    }
-                }
-            }
-            for strategy in [RowStrategy::WarpPerRow, RowStrategy::BlockPerRow] {
-                let (args, plan) = (blank_row(dtype), abi_row_plan(RowPlan { strategy, vec }));
+            warm_up_channels(on, dtype, vec)?;
+            warm_up_rows(on, dtype, vec)?;
+        }
+    }
+    Ok(())
+}
+
+fn warm_up_channels<D: Device>(on: &D, dtype: DType, vec: usize) -> Result<()> {
+    let launchers = on.launchers();
+    let forward = launchers.channel_norm_fwd.expect("every build has this launcher");
+    let backward = launchers.channel_norm_bwd.expect("every build has this launcher");
+    let (prepare, stream) = (sys::wn_action::WN_PREPARE, on.raw_stream());
+    for tile in [ChannelTile::BlockPerChannel, ChannelTile::WarpPerChannel, ChannelTile::Columns] {
+        for strategy in [ChannelStrategy::Single, ChannelStrategy::Split] {
+            let plan = abi_channel_plan(&two_segment_plan(strategy, tile, vec));
+            for activation in [Activation::None, Activation::Relu] {
+                let activation = abi_activation(activation);
+                let fwd = sys::wn_channel_norm_fwd {
+                    activation,
+                    running: sys::wn_running::WN_RUNNING_AVERAGED,
+                    ..blank_channel_fwd(dtype)
+                };
+                let bwd = sys::wn_channel_norm_bwd { activation, ..blank_channel_bwd(dtype) };
+                // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
+                on.leave("warm_up", unsafe { forward(&fwd, &plan, prepare, stream) })?;
                 // SAFETY: as above.
-                code |= unsafe { row.expect("every build has this launcher")(&args, &plan, prepare, stream) };
+                on.leave("warm_up", unsafe { backward(&bwd, &plan, prepare, stream) })?;
             }
         }
     }
-    on.leave("warm_up", code)
+    Ok(())
 }
 
-fn one_block_plan(strategy: ChannelStrategy, tile: ChannelTile, vec: usize) -> ChannelPlan {
-    let shape = ChannelShape::new(1, 1, 1).expect("one element is not too large");
+fn warm_up_rows<D: Device>(on: &D, dtype: DType, vec: usize) -> Result<()> {
+    let launchers = on.launchers();
+    let forward = launchers.row_norm_fwd.expect("every build has this launcher");
+    let backward = launchers.row_norm_bwd.expect("every build has this launcher");
+    let (prepare, stream) = (sys::wn_action::WN_PREPARE, on.raw_stream());
+    for strategy in [RowStrategy::WarpPerRow, RowStrategy::BlockPerRow] {
+        let plan = abi_row_plan(blank_row_plan(strategy, vec));
+        for rms in [0, 1] {
+            let args = sys::wn_row_norm_fwd { rms, ..blank_row_fwd(dtype) };
+            // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
+            on.leave("warm_up", unsafe { forward(&args, &plan, prepare, stream) })?;
+        }
+        let args = blank_row_bwd(dtype);
+        // SAFETY: as above.
+        on.leave("warm_up", unsafe { backward(&args, &plan, prepare, stream) })?;
+    }
+    Ok(())
+}
+
+/// With every launch that a call may have.
+fn two_segment_plan(strategy: ChannelStrategy, tile: ChannelTile, vec: usize) -> ChannelPlan {
+    let shape = ChannelShape::new(2, 1, 2, 1, 1).expect("four elements are not too large");
     let walk = ChannelWalk { shape, tile, vec, columns: 1, splits: 1, span: 1 };
     ChannelPlan { strategy, stats: walk, apply: walk }
 }
 
-fn blank_fwd(dtype: DType) -> sys::wn_batch_norm_fwd {
-    sys::wn_batch_norm_fwd {
+fn blank_row_plan(strategy: RowStrategy, vec: usize) -> RowPlan {
+    RowPlan { strategy, vec, parts: 1, span: 1 }
+}
+
+fn blank_channel_fwd(dtype: DType) -> sys::wn_channel_norm_fwd {
+    sys::wn_channel_norm_fwd {
         x: ptr::null(),
         y: ptr::null_mut(),
+        residual: ptr::null(),
         weight: ptr::null(),
         bias: ptr::null(),
         mean: ptr::null_mut(),
         rstd: ptr::null_mut(),
         running_mean: ptr::null_mut(),
         running_var: ptr::null_mut(),
+        momentum: ptr::null(),
         counters: ptr::null_mut(),
         workspace: ptr::null_mut(),
+        group: 1,
         eps: 0.0,
         keep: 0.0,
         take: 0.0,
         x_dtype: abi_dtype(dtype),
         param_dtype: abi_dtype(dtype),
-        whole_batch: 0,
-        running_only: 0,
+        activation: sys::wn_activation::WN_ACT_NONE,
+        running: sys::wn_running::WN_RUNNING_NONE,
     }
 }
 
-/// `dx` and `whole_batch` are such that every kernel is reached.
-fn blank_bwd(dtype: DType) -> sys::wn_batch_norm_bwd {
-    sys::wn_batch_norm_bwd {
+/// Gradients and `group` are such that every kernel is reached.
+fn blank_channel_bwd(dtype: DType) -> sys::wn_channel_norm_bwd {
+    sys::wn_channel_norm_bwd {
         x: ptr::null(),
         dy: ptr::null(),
+        residual: ptr::null(),
         weight: ptr::null(),
+        bias: ptr::null(),
         mean: ptr::null(),
         rstd: ptr::null(),
         dx: ptr::dangling_mut::<u8>().cast(),
-        dweight: ptr::null_mut(),
+        dresidual: ptr::null_mut(),
+        dweight: ptr::dangling_mut::<u8>().cast(),
         dbias: ptr::null_mut(),
         counters: ptr::null_mut(),
         workspace: ptr::null_mut(),
+        group: 2,
         eps: 0.0,
         x_dtype: abi_dtype(dtype),
         param_dtype: abi_dtype(dtype),
         grad_dtype: abi_dtype(dtype),
-        whole_batch: 1,
+        activation: sys::wn_activation::WN_ACT_NONE,
+        accumulate: 0,
         running_only: 0,
     }
 }
 
-fn blank_row(dtype: DType) -> sys::wn_row_norm_fwd {
+fn blank_row_fwd(dtype: DType) -> sys::wn_row_norm_fwd {
     sys::wn_row_norm_fwd {
         rows: 1,
         cols: 1,
-        x_row_stride: 1,
-        y_row_stride: 1,
+        block: 1,
+        x_stride: 1,
+        y_stride: 1,
+        residual_stride: 0,
+        h_stride: 0,
         x: ptr::null(),
         y: ptr::null_mut(),
+        residual: ptr::null(),
+        h: ptr::null_mut(),
         weight: ptr::null(),
         bias: ptr::null(),
         mean: ptr::null_mut(),
         rstd: ptr::null_mut(),
         eps: 0.0,
+        weight_offset: 0.0,
         x_dtype: abi_dtype(dtype),
         param_dtype: abi_dtype(dtype),
+        rms: 0,
+    }
+}
+
+fn blank_row_bwd(dtype: DType) -> sys::wn_row_norm_bwd {
+    sys::wn_row_norm_bwd {
+        rows: 1,
+        cols: 1,
+        block: 1,
+        x_stride: 1,
+        dy_stride: 1,
+        dh_stride: 0,
+        dx_stride: 1,
+        x: ptr::null(),
+        dy: ptr::null(),
+        dh: ptr::null(),
+        weight: ptr::null(),
+        mean: ptr::null(),
+        rstd: ptr::null(),
+        dx: ptr::null_mut(),
+        dweight: ptr::null_mut(),
+        dbias: ptr::null_mut(),
+        workspace: ptr::null_mut(),
+        weight_offset: 0.0,
+        x_dtype: abi_dtype(dtype),
+        param_dtype: abi_dtype(dtype),
+        grad_dtype: abi_dtype(dtype),
+        accumulate: 0,
+        rms: 0,
+    }
+}
+
+fn abi_activation(activation: Activation) -> sys::wn_activation {
+    match activation {
+        Activation::None => sys::wn_activation::WN_ACT_NONE,
+        Activation::Relu => sys::wn_activation::WN_ACT_RELU,
+        Activation::Silu => sys::wn_activation::WN_ACT_SILU,
+        Activation::Gelu => sys::wn_activation::WN_ACT_GELU,
+        Activation::GeluTanh => sys::wn_activation::WN_ACT_GELU_TANH,
     }
 }
 
@@ -431,6 +622,7 @@ fn abi_channel_plan(plan: &ChannelPlan) -> sys::wn_channel_plan {
 /// `ChannelShape` and the laws of the plans say that nothing is cut off here.
 fn abi_walk(walk: &ChannelWalk) -> sys::wn_channel_walk {
     sys::wn_channel_walk {
+        segments: walk.shape.segments() as i64,
         outer: walk.shape.outer() as i64,
         channels: walk.shape.channels() as i64,
         inner: walk.shape.inner() as i64,
@@ -453,5 +645,7 @@ fn abi_row_plan(plan: RowPlan) -> sys::wn_row_plan {
             RowStrategy::BlockPerRow => sys::wn_row_strategy::WN_BLOCK_PER_ROW,
         },
         vec: plan.vec as i32,
+        parts: plan.parts as i32,
+        span: plan.span as i64,
     }
 }

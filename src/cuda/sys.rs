@@ -43,9 +43,29 @@ impl wn_row_strategy {
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct wn_row_strategy(pub ::core::ffi::c_uint);
+impl wn_activation {
+    pub const WN_ACT_NONE: wn_activation = wn_activation(0);
+    pub const WN_ACT_RELU: wn_activation = wn_activation(1);
+    pub const WN_ACT_SILU: wn_activation = wn_activation(2);
+    pub const WN_ACT_GELU: wn_activation = wn_activation(3);
+    pub const WN_ACT_GELU_TANH: wn_activation = wn_activation(4);
+}
+#[repr(transparent)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub struct wn_activation(pub ::core::ffi::c_uint);
+impl wn_running {
+    pub const WN_RUNNING_NONE: wn_running = wn_running(0);
+    pub const WN_RUNNING_EACH: wn_running = wn_running(1);
+    pub const WN_RUNNING_AVERAGED: wn_running = wn_running(2);
+    pub const WN_RUNNING_FIXED: wn_running = wn_running(3);
+}
+#[repr(transparent)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub struct wn_running(pub ::core::ffi::c_uint);
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct wn_channel_walk {
+    pub segments: i64,
     pub outer: i64,
     pub channels: i64,
     pub inner: i64,
@@ -57,34 +77,37 @@ pub struct wn_channel_walk {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_channel_walk"][::core::mem::size_of::<wn_channel_walk>() - 48usize];
+    ["Size of wn_channel_walk"][::core::mem::size_of::<wn_channel_walk>() - 56usize];
     [
         "Alignment of wn_channel_walk",
     ][::core::mem::align_of::<wn_channel_walk>() - 8usize];
     [
+        "Offset of field: wn_channel_walk::segments",
+    ][::core::mem::offset_of!(wn_channel_walk, segments) - 0usize];
+    [
         "Offset of field: wn_channel_walk::outer",
-    ][::core::mem::offset_of!(wn_channel_walk, outer) - 0usize];
+    ][::core::mem::offset_of!(wn_channel_walk, outer) - 8usize];
     [
         "Offset of field: wn_channel_walk::channels",
-    ][::core::mem::offset_of!(wn_channel_walk, channels) - 8usize];
+    ][::core::mem::offset_of!(wn_channel_walk, channels) - 16usize];
     [
         "Offset of field: wn_channel_walk::inner",
-    ][::core::mem::offset_of!(wn_channel_walk, inner) - 16usize];
+    ][::core::mem::offset_of!(wn_channel_walk, inner) - 24usize];
     [
         "Offset of field: wn_channel_walk::span",
-    ][::core::mem::offset_of!(wn_channel_walk, span) - 24usize];
+    ][::core::mem::offset_of!(wn_channel_walk, span) - 32usize];
     [
         "Offset of field: wn_channel_walk::splits",
-    ][::core::mem::offset_of!(wn_channel_walk, splits) - 32usize];
+    ][::core::mem::offset_of!(wn_channel_walk, splits) - 40usize];
     [
         "Offset of field: wn_channel_walk::columns",
-    ][::core::mem::offset_of!(wn_channel_walk, columns) - 36usize];
+    ][::core::mem::offset_of!(wn_channel_walk, columns) - 44usize];
     [
         "Offset of field: wn_channel_walk::vec",
-    ][::core::mem::offset_of!(wn_channel_walk, vec) - 40usize];
+    ][::core::mem::offset_of!(wn_channel_walk, vec) - 48usize];
     [
         "Offset of field: wn_channel_walk::tile",
-    ][::core::mem::offset_of!(wn_channel_walk, tile) - 44usize];
+    ][::core::mem::offset_of!(wn_channel_walk, tile) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -95,7 +118,7 @@ pub struct wn_channel_plan {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_channel_plan"][::core::mem::size_of::<wn_channel_plan>() - 104usize];
+    ["Size of wn_channel_plan"][::core::mem::size_of::<wn_channel_plan>() - 120usize];
     [
         "Alignment of wn_channel_plan",
     ][::core::mem::align_of::<wn_channel_plan>() - 8usize];
@@ -107,203 +130,250 @@ const _: () = {
     ][::core::mem::offset_of!(wn_channel_plan, stats) - 8usize];
     [
         "Offset of field: wn_channel_plan::apply",
-    ][::core::mem::offset_of!(wn_channel_plan, apply) - 56usize];
+    ][::core::mem::offset_of!(wn_channel_plan, apply) - 64usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct wn_batch_norm_fwd {
+pub struct wn_channel_norm_fwd {
     pub x: *const ::core::ffi::c_void,
     pub y: *mut ::core::ffi::c_void,
+    pub residual: *const ::core::ffi::c_void,
     pub weight: *const ::core::ffi::c_void,
     pub bias: *const ::core::ffi::c_void,
     pub mean: *mut f32,
     pub rstd: *mut f32,
     pub running_mean: *mut f32,
     pub running_var: *mut f32,
+    pub momentum: *const f32,
     pub counters: *mut u32,
     pub workspace: *mut f32,
+    pub group: i64,
     pub eps: f32,
     pub keep: f32,
     pub take: f32,
     pub x_dtype: wn_dtype,
     pub param_dtype: wn_dtype,
-    pub whole_batch: i32,
-    pub running_only: i32,
+    pub activation: wn_activation,
+    pub running: wn_running,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
-        "Size of wn_batch_norm_fwd",
-    ][::core::mem::size_of::<wn_batch_norm_fwd>() - 112usize];
+        "Size of wn_channel_norm_fwd",
+    ][::core::mem::size_of::<wn_channel_norm_fwd>() - 136usize];
     [
-        "Alignment of wn_batch_norm_fwd",
-    ][::core::mem::align_of::<wn_batch_norm_fwd>() - 8usize];
+        "Alignment of wn_channel_norm_fwd",
+    ][::core::mem::align_of::<wn_channel_norm_fwd>() - 8usize];
     [
-        "Offset of field: wn_batch_norm_fwd::x",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, x) - 0usize];
+        "Offset of field: wn_channel_norm_fwd::x",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, x) - 0usize];
     [
-        "Offset of field: wn_batch_norm_fwd::y",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, y) - 8usize];
+        "Offset of field: wn_channel_norm_fwd::y",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, y) - 8usize];
     [
-        "Offset of field: wn_batch_norm_fwd::weight",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, weight) - 16usize];
+        "Offset of field: wn_channel_norm_fwd::residual",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, residual) - 16usize];
     [
-        "Offset of field: wn_batch_norm_fwd::bias",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, bias) - 24usize];
+        "Offset of field: wn_channel_norm_fwd::weight",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, weight) - 24usize];
     [
-        "Offset of field: wn_batch_norm_fwd::mean",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, mean) - 32usize];
+        "Offset of field: wn_channel_norm_fwd::bias",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, bias) - 32usize];
     [
-        "Offset of field: wn_batch_norm_fwd::rstd",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, rstd) - 40usize];
+        "Offset of field: wn_channel_norm_fwd::mean",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, mean) - 40usize];
     [
-        "Offset of field: wn_batch_norm_fwd::running_mean",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, running_mean) - 48usize];
+        "Offset of field: wn_channel_norm_fwd::rstd",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, rstd) - 48usize];
     [
-        "Offset of field: wn_batch_norm_fwd::running_var",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, running_var) - 56usize];
+        "Offset of field: wn_channel_norm_fwd::running_mean",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, running_mean) - 56usize];
     [
-        "Offset of field: wn_batch_norm_fwd::counters",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, counters) - 64usize];
+        "Offset of field: wn_channel_norm_fwd::running_var",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, running_var) - 64usize];
     [
-        "Offset of field: wn_batch_norm_fwd::workspace",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, workspace) - 72usize];
+        "Offset of field: wn_channel_norm_fwd::momentum",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, momentum) - 72usize];
     [
-        "Offset of field: wn_batch_norm_fwd::eps",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, eps) - 80usize];
+        "Offset of field: wn_channel_norm_fwd::counters",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, counters) - 80usize];
     [
-        "Offset of field: wn_batch_norm_fwd::keep",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, keep) - 84usize];
+        "Offset of field: wn_channel_norm_fwd::workspace",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, workspace) - 88usize];
     [
-        "Offset of field: wn_batch_norm_fwd::take",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, take) - 88usize];
+        "Offset of field: wn_channel_norm_fwd::group",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, group) - 96usize];
     [
-        "Offset of field: wn_batch_norm_fwd::x_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, x_dtype) - 92usize];
+        "Offset of field: wn_channel_norm_fwd::eps",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, eps) - 104usize];
     [
-        "Offset of field: wn_batch_norm_fwd::param_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, param_dtype) - 96usize];
+        "Offset of field: wn_channel_norm_fwd::keep",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, keep) - 108usize];
     [
-        "Offset of field: wn_batch_norm_fwd::whole_batch",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, whole_batch) - 100usize];
+        "Offset of field: wn_channel_norm_fwd::take",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, take) - 112usize];
     [
-        "Offset of field: wn_batch_norm_fwd::running_only",
-    ][::core::mem::offset_of!(wn_batch_norm_fwd, running_only) - 104usize];
+        "Offset of field: wn_channel_norm_fwd::x_dtype",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, x_dtype) - 116usize];
+    [
+        "Offset of field: wn_channel_norm_fwd::param_dtype",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, param_dtype) - 120usize];
+    [
+        "Offset of field: wn_channel_norm_fwd::activation",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, activation) - 124usize];
+    [
+        "Offset of field: wn_channel_norm_fwd::running",
+    ][::core::mem::offset_of!(wn_channel_norm_fwd, running) - 128usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct wn_batch_norm_bwd {
+pub struct wn_channel_norm_bwd {
     pub x: *const ::core::ffi::c_void,
     pub dy: *const ::core::ffi::c_void,
+    pub residual: *const ::core::ffi::c_void,
     pub weight: *const ::core::ffi::c_void,
+    pub bias: *const ::core::ffi::c_void,
     pub mean: *const f32,
     pub rstd: *const f32,
     pub dx: *mut ::core::ffi::c_void,
+    pub dresidual: *mut ::core::ffi::c_void,
     pub dweight: *mut ::core::ffi::c_void,
     pub dbias: *mut ::core::ffi::c_void,
     pub counters: *mut u32,
     pub workspace: *mut f32,
+    pub group: i64,
     pub eps: f32,
     pub x_dtype: wn_dtype,
     pub param_dtype: wn_dtype,
     pub grad_dtype: wn_dtype,
-    pub whole_batch: i32,
+    pub activation: wn_activation,
+    pub accumulate: i32,
     pub running_only: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
-        "Size of wn_batch_norm_bwd",
-    ][::core::mem::size_of::<wn_batch_norm_bwd>() - 104usize];
+        "Size of wn_channel_norm_bwd",
+    ][::core::mem::size_of::<wn_channel_norm_bwd>() - 144usize];
     [
-        "Alignment of wn_batch_norm_bwd",
-    ][::core::mem::align_of::<wn_batch_norm_bwd>() - 8usize];
+        "Alignment of wn_channel_norm_bwd",
+    ][::core::mem::align_of::<wn_channel_norm_bwd>() - 8usize];
     [
-        "Offset of field: wn_batch_norm_bwd::x",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, x) - 0usize];
+        "Offset of field: wn_channel_norm_bwd::x",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, x) - 0usize];
     [
-        "Offset of field: wn_batch_norm_bwd::dy",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, dy) - 8usize];
+        "Offset of field: wn_channel_norm_bwd::dy",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, dy) - 8usize];
     [
-        "Offset of field: wn_batch_norm_bwd::weight",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, weight) - 16usize];
+        "Offset of field: wn_channel_norm_bwd::residual",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, residual) - 16usize];
     [
-        "Offset of field: wn_batch_norm_bwd::mean",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, mean) - 24usize];
+        "Offset of field: wn_channel_norm_bwd::weight",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, weight) - 24usize];
     [
-        "Offset of field: wn_batch_norm_bwd::rstd",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, rstd) - 32usize];
+        "Offset of field: wn_channel_norm_bwd::bias",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, bias) - 32usize];
     [
-        "Offset of field: wn_batch_norm_bwd::dx",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, dx) - 40usize];
+        "Offset of field: wn_channel_norm_bwd::mean",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, mean) - 40usize];
     [
-        "Offset of field: wn_batch_norm_bwd::dweight",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, dweight) - 48usize];
+        "Offset of field: wn_channel_norm_bwd::rstd",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, rstd) - 48usize];
     [
-        "Offset of field: wn_batch_norm_bwd::dbias",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, dbias) - 56usize];
+        "Offset of field: wn_channel_norm_bwd::dx",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, dx) - 56usize];
     [
-        "Offset of field: wn_batch_norm_bwd::counters",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, counters) - 64usize];
+        "Offset of field: wn_channel_norm_bwd::dresidual",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, dresidual) - 64usize];
     [
-        "Offset of field: wn_batch_norm_bwd::workspace",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, workspace) - 72usize];
+        "Offset of field: wn_channel_norm_bwd::dweight",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, dweight) - 72usize];
     [
-        "Offset of field: wn_batch_norm_bwd::eps",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, eps) - 80usize];
+        "Offset of field: wn_channel_norm_bwd::dbias",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, dbias) - 80usize];
     [
-        "Offset of field: wn_batch_norm_bwd::x_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, x_dtype) - 84usize];
+        "Offset of field: wn_channel_norm_bwd::counters",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, counters) - 88usize];
     [
-        "Offset of field: wn_batch_norm_bwd::param_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, param_dtype) - 88usize];
+        "Offset of field: wn_channel_norm_bwd::workspace",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, workspace) - 96usize];
     [
-        "Offset of field: wn_batch_norm_bwd::grad_dtype",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, grad_dtype) - 92usize];
+        "Offset of field: wn_channel_norm_bwd::group",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, group) - 104usize];
     [
-        "Offset of field: wn_batch_norm_bwd::whole_batch",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, whole_batch) - 96usize];
+        "Offset of field: wn_channel_norm_bwd::eps",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, eps) - 112usize];
     [
-        "Offset of field: wn_batch_norm_bwd::running_only",
-    ][::core::mem::offset_of!(wn_batch_norm_bwd, running_only) - 100usize];
+        "Offset of field: wn_channel_norm_bwd::x_dtype",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, x_dtype) - 116usize];
+    [
+        "Offset of field: wn_channel_norm_bwd::param_dtype",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, param_dtype) - 120usize];
+    [
+        "Offset of field: wn_channel_norm_bwd::grad_dtype",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, grad_dtype) - 124usize];
+    [
+        "Offset of field: wn_channel_norm_bwd::activation",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, activation) - 128usize];
+    [
+        "Offset of field: wn_channel_norm_bwd::accumulate",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, accumulate) - 132usize];
+    [
+        "Offset of field: wn_channel_norm_bwd::running_only",
+    ][::core::mem::offset_of!(wn_channel_norm_bwd, running_only) - 136usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct wn_row_plan {
     pub strategy: wn_row_strategy,
     pub vec: i32,
+    pub parts: i32,
+    pub span: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_row_plan"][::core::mem::size_of::<wn_row_plan>() - 8usize];
-    ["Alignment of wn_row_plan"][::core::mem::align_of::<wn_row_plan>() - 4usize];
+    ["Size of wn_row_plan"][::core::mem::size_of::<wn_row_plan>() - 24usize];
+    ["Alignment of wn_row_plan"][::core::mem::align_of::<wn_row_plan>() - 8usize];
     [
         "Offset of field: wn_row_plan::strategy",
     ][::core::mem::offset_of!(wn_row_plan, strategy) - 0usize];
     [
         "Offset of field: wn_row_plan::vec",
     ][::core::mem::offset_of!(wn_row_plan, vec) - 4usize];
+    [
+        "Offset of field: wn_row_plan::parts",
+    ][::core::mem::offset_of!(wn_row_plan, parts) - 8usize];
+    [
+        "Offset of field: wn_row_plan::span",
+    ][::core::mem::offset_of!(wn_row_plan, span) - 16usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct wn_row_norm_fwd {
     pub rows: i64,
     pub cols: i64,
-    pub x_row_stride: i64,
-    pub y_row_stride: i64,
+    pub block: i64,
+    pub x_stride: i64,
+    pub y_stride: i64,
+    pub residual_stride: i64,
+    pub h_stride: i64,
     pub x: *const ::core::ffi::c_void,
     pub y: *mut ::core::ffi::c_void,
+    pub residual: *const ::core::ffi::c_void,
+    pub h: *mut ::core::ffi::c_void,
     pub weight: *const ::core::ffi::c_void,
     pub bias: *const ::core::ffi::c_void,
     pub mean: *mut f32,
     pub rstd: *mut f32,
     pub eps: f32,
+    pub weight_offset: f32,
     pub x_dtype: wn_dtype,
     pub param_dtype: wn_dtype,
+    pub rms: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_row_norm_fwd"][::core::mem::size_of::<wn_row_norm_fwd>() - 96usize];
+    ["Size of wn_row_norm_fwd"][::core::mem::size_of::<wn_row_norm_fwd>() - 144usize];
     [
         "Alignment of wn_row_norm_fwd",
     ][::core::mem::align_of::<wn_row_norm_fwd>() - 8usize];
@@ -314,53 +384,177 @@ const _: () = {
         "Offset of field: wn_row_norm_fwd::cols",
     ][::core::mem::offset_of!(wn_row_norm_fwd, cols) - 8usize];
     [
-        "Offset of field: wn_row_norm_fwd::x_row_stride",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, x_row_stride) - 16usize];
+        "Offset of field: wn_row_norm_fwd::block",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, block) - 16usize];
     [
-        "Offset of field: wn_row_norm_fwd::y_row_stride",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, y_row_stride) - 24usize];
+        "Offset of field: wn_row_norm_fwd::x_stride",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, x_stride) - 24usize];
+    [
+        "Offset of field: wn_row_norm_fwd::y_stride",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, y_stride) - 32usize];
+    [
+        "Offset of field: wn_row_norm_fwd::residual_stride",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, residual_stride) - 40usize];
+    [
+        "Offset of field: wn_row_norm_fwd::h_stride",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, h_stride) - 48usize];
     [
         "Offset of field: wn_row_norm_fwd::x",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, x) - 32usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, x) - 56usize];
     [
         "Offset of field: wn_row_norm_fwd::y",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, y) - 40usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, y) - 64usize];
+    [
+        "Offset of field: wn_row_norm_fwd::residual",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, residual) - 72usize];
+    [
+        "Offset of field: wn_row_norm_fwd::h",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, h) - 80usize];
     [
         "Offset of field: wn_row_norm_fwd::weight",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, weight) - 48usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, weight) - 88usize];
     [
         "Offset of field: wn_row_norm_fwd::bias",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, bias) - 56usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, bias) - 96usize];
     [
         "Offset of field: wn_row_norm_fwd::mean",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, mean) - 64usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, mean) - 104usize];
     [
         "Offset of field: wn_row_norm_fwd::rstd",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, rstd) - 72usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, rstd) - 112usize];
     [
         "Offset of field: wn_row_norm_fwd::eps",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, eps) - 80usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, eps) - 120usize];
+    [
+        "Offset of field: wn_row_norm_fwd::weight_offset",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, weight_offset) - 124usize];
     [
         "Offset of field: wn_row_norm_fwd::x_dtype",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, x_dtype) - 84usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, x_dtype) - 128usize];
     [
         "Offset of field: wn_row_norm_fwd::param_dtype",
-    ][::core::mem::offset_of!(wn_row_norm_fwd, param_dtype) - 88usize];
+    ][::core::mem::offset_of!(wn_row_norm_fwd, param_dtype) - 132usize];
+    [
+        "Offset of field: wn_row_norm_fwd::rms",
+    ][::core::mem::offset_of!(wn_row_norm_fwd, rms) - 136usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct wn_row_norm_bwd {
+    pub rows: i64,
+    pub cols: i64,
+    pub block: i64,
+    pub x_stride: i64,
+    pub dy_stride: i64,
+    pub dh_stride: i64,
+    pub dx_stride: i64,
+    pub x: *const ::core::ffi::c_void,
+    pub dy: *const ::core::ffi::c_void,
+    pub dh: *const ::core::ffi::c_void,
+    pub weight: *const ::core::ffi::c_void,
+    pub mean: *const f32,
+    pub rstd: *const f32,
+    pub dx: *mut ::core::ffi::c_void,
+    pub dweight: *mut ::core::ffi::c_void,
+    pub dbias: *mut ::core::ffi::c_void,
+    pub workspace: *mut f32,
+    pub weight_offset: f32,
+    pub x_dtype: wn_dtype,
+    pub param_dtype: wn_dtype,
+    pub grad_dtype: wn_dtype,
+    pub accumulate: i32,
+    pub rms: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of wn_row_norm_bwd"][::core::mem::size_of::<wn_row_norm_bwd>() - 160usize];
+    [
+        "Alignment of wn_row_norm_bwd",
+    ][::core::mem::align_of::<wn_row_norm_bwd>() - 8usize];
+    [
+        "Offset of field: wn_row_norm_bwd::rows",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, rows) - 0usize];
+    [
+        "Offset of field: wn_row_norm_bwd::cols",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, cols) - 8usize];
+    [
+        "Offset of field: wn_row_norm_bwd::block",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, block) - 16usize];
+    [
+        "Offset of field: wn_row_norm_bwd::x_stride",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, x_stride) - 24usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dy_stride",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dy_stride) - 32usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dh_stride",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dh_stride) - 40usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dx_stride",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dx_stride) - 48usize];
+    [
+        "Offset of field: wn_row_norm_bwd::x",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, x) - 56usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dy",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dy) - 64usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dh",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dh) - 72usize];
+    [
+        "Offset of field: wn_row_norm_bwd::weight",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, weight) - 80usize];
+    [
+        "Offset of field: wn_row_norm_bwd::mean",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, mean) - 88usize];
+    [
+        "Offset of field: wn_row_norm_bwd::rstd",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, rstd) - 96usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dx",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dx) - 104usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dweight",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dweight) - 112usize];
+    [
+        "Offset of field: wn_row_norm_bwd::dbias",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, dbias) - 120usize];
+    [
+        "Offset of field: wn_row_norm_bwd::workspace",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, workspace) - 128usize];
+    [
+        "Offset of field: wn_row_norm_bwd::weight_offset",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, weight_offset) - 136usize];
+    [
+        "Offset of field: wn_row_norm_bwd::x_dtype",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, x_dtype) - 140usize];
+    [
+        "Offset of field: wn_row_norm_bwd::param_dtype",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, param_dtype) - 144usize];
+    [
+        "Offset of field: wn_row_norm_bwd::grad_dtype",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, grad_dtype) - 148usize];
+    [
+        "Offset of field: wn_row_norm_bwd::accumulate",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, accumulate) - 152usize];
+    [
+        "Offset of field: wn_row_norm_bwd::rms",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, rms) - 156usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct wn_launchers {
-    pub batch_norm_fwd: ::core::option::Option<
+    pub channel_norm_fwd: ::core::option::Option<
         unsafe extern "C" fn(
-            arg1: *const wn_batch_norm_fwd,
+            arg1: *const wn_channel_norm_fwd,
             arg2: *const wn_channel_plan,
             arg3: wn_action,
             arg4: wn_stream,
         ) -> i32,
     >,
-    pub batch_norm_bwd: ::core::option::Option<
+    pub channel_norm_bwd: ::core::option::Option<
         unsafe extern "C" fn(
-            arg1: *const wn_batch_norm_bwd,
+            arg1: *const wn_channel_norm_bwd,
             arg2: *const wn_channel_plan,
             arg3: wn_action,
             arg4: wn_stream,
@@ -374,20 +568,31 @@ pub struct wn_launchers {
             arg4: wn_stream,
         ) -> i32,
     >,
+    pub row_norm_bwd: ::core::option::Option<
+        unsafe extern "C" fn(
+            arg1: *const wn_row_norm_bwd,
+            arg2: *const wn_row_plan,
+            arg3: wn_action,
+            arg4: wn_stream,
+        ) -> i32,
+    >,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_launchers"][::core::mem::size_of::<wn_launchers>() - 24usize];
+    ["Size of wn_launchers"][::core::mem::size_of::<wn_launchers>() - 32usize];
     ["Alignment of wn_launchers"][::core::mem::align_of::<wn_launchers>() - 8usize];
     [
-        "Offset of field: wn_launchers::batch_norm_fwd",
-    ][::core::mem::offset_of!(wn_launchers, batch_norm_fwd) - 0usize];
+        "Offset of field: wn_launchers::channel_norm_fwd",
+    ][::core::mem::offset_of!(wn_launchers, channel_norm_fwd) - 0usize];
     [
-        "Offset of field: wn_launchers::batch_norm_bwd",
-    ][::core::mem::offset_of!(wn_launchers, batch_norm_bwd) - 8usize];
+        "Offset of field: wn_launchers::channel_norm_bwd",
+    ][::core::mem::offset_of!(wn_launchers, channel_norm_bwd) - 8usize];
     [
         "Offset of field: wn_launchers::row_norm_fwd",
     ][::core::mem::offset_of!(wn_launchers, row_norm_fwd) - 16usize];
+    [
+        "Offset of field: wn_launchers::row_norm_bwd",
+    ][::core::mem::offset_of!(wn_launchers, row_norm_bwd) - 24usize];
 };
 unsafe extern "C" {
     pub fn wn_cuda_launchers() -> *const wn_launchers;
