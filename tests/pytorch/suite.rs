@@ -182,7 +182,7 @@ impl Case {
         let tensor = |name: &str| numbers(file, &format!("{}/{name}", self.id)).unwrap();
         let mut dims = self.tensors["input"].clone();
         // The modules of InstanceNorm take a sample without its batch dimension.
-        if let Some(spatial) = self.of.strip_prefix("InstanceNorm").and_then(|rest| rest[..1].parse().ok())
+        if let Some(spatial) = self.of.strip_prefix("InstanceNorm").and_then(|rest| rest[..1].parse::<usize>().ok())
             && dims.len() == spatial + 1_usize
         {
             dims.insert(0, 1);

@@ -116,10 +116,10 @@ impl<T: Element, B: Sliced> Run<'_, T, B> {
         let dh = self.tensor_if(problem.dh.as_ref())?;
         let mut dx = options.wants("dx").then(|| self.room()).transpose()?;
         let mut grads = self.grads()?;
-        let normalized = h.as_ref().unwrap_or(&x).view(dims, layout)?;
-        let mut workspace = norm.workspace(on, normalized.reborrow())?;
+        let normalized = h.as_ref().unwrap_or(&x);
+        let mut workspace = norm.workspace(on, normalized.view(dims, layout)?)?;
         let args = LayerNormBackward {
-            x: normalized,
+            x: normalized.view(dims, layout)?,
             dy: dy.view(dims, layout)?,
             dh: dh.as_ref().map(|dh| dh.view(dims, layout)).transpose()?,
             affine: affine.affine(),
