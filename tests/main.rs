@@ -12,3 +12,6 @@ mod errors;
 mod golden;
 mod gradients;
 mod layer_norm;
+mod onnx;
+mod peers;
+mod pytorch;
