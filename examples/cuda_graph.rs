@@ -48,10 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 affine: Affine::None,
                 mean: Some(mean.data_mut()),
                 rstd: Some(rstd.data_mut()),
-                running: Some(RunningStatsMut {
-                    momentum: Some(momentum.data()),
-                    ..running.borrow_mut()
-                }),
+                running: Some(RunningStatsMut { momentum: Some(momentum.data()), ..running.borrow_mut() }),
                 workspace: &mut workspace,
             },
         )?;

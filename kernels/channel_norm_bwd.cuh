@@ -103,7 +103,7 @@ __device__ __forceinline__ void apply_grad(const Tile& tile, const wn_channel_no
 /// of them and is written on the way. In training, with one split per slab, the block goes on to dx, unless another
 /// launch is to (`stats_only`). Later launches find the sums in `sums`, [2, slabs].
 template <class T, class Tile, bool kFused>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_reduce(const wn_channel_norm_bwd args, const wn_channel_walk walk, float* partials,
                             unsigned* counters, float* sums, bool stats_only) {
   using Stat = GradSums<Tile::kLanes>;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// Sums of g and g * x_hat over the slabs of each statistic, from the sums of each slab. A block per statistic.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_combine(const wn_channel_norm_bwd args, int64_t channels, int64_t slabs, const float* sums,
                              float* totals) {
   constexpr int kChain = 256;  // two levels of this length serve 16 million channels
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
 /// dx from sums that an earlier launch left: per slab in `sums`, or weighted and summed over the slabs of each of
 /// `statistics` statistics in `totals`. In inference there are neither. `count` is the elements of a statistic.
 template <class T, class Tile, bool kFused>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_apply(const wn_channel_norm_bwd args, const wn_channel_walk walk, const float* sums,
                            const float* totals, int64_t statistics, float count) {
   const Tile tile(walk);

@@ -87,7 +87,7 @@ __device__ __forceinline__ void finish_statistic(const wn_channel_norm_fwd& args
 /// `apply_norm`, unless another launch is to (`stats_only`). Else each block hands in a partial result, and the last one
 /// of a tile merges them.
 template <class T, class Tile, bool kFused>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_fwd_train(const wn_channel_norm_fwd args, const wn_channel_walk walk, float* partials,
                            unsigned* counters, float* unbiased_vars, bool stats_only) {
   using Stat = Moments<Tile::kLanes>;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// Applies statistics that are known: those an earlier launch saved (`var_in` null), or running ones.
 template <class T, class Tile, bool kFused>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_fwd_apply(const wn_channel_norm_fwd args, const wn_channel_walk walk, const float* mean_in,
                            const float* rstd_in, const float* var_in) {
   const Tile tile(walk);
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// Moves running statistics per channel by the mean over the segments of `means` and `vars`, [segments, channels].
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_fwd_running(const wn_channel_norm_fwd args, const float* means, const float* vars, int64_t segments,
                              int64_t channels, int columns) {
   const ColumnBlock block(channels, columns);

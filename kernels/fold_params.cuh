@@ -19,7 +19,7 @@ struct ParamSums {
   bool accumulate;
 };
 
-template <class T> __global__ void __launch_bounds__(kThreads) fold_params_kernel(const ParamSums sums, int columns) {
+template <class T> __global__ void __launch_bounds__(kThreads, kMinBlocks) fold_params_kernel(const ParamSums sums, int columns) {
   const ColumnBlock block(sums.cols, columns);
   const ColumnSums total = block.sum(sums.dy, sums.dy_x_hat, sums.rows);
   if (!block.writes()) return;

@@ -1,5 +1,5 @@
-// Row norms backward: dx by the row, dweight and dbias as partial sums over the rows of a part, which `fold_params` adds
-// up. A warp that holds its rows in registers does both in one read; longer rows take a kernel for each.
+// Row norms backward: dx by the row, dweight and dbias as partial sums over the rows of a part, which `fold_params`
+// adds up. A warp that holds its rows in registers does both in one read; longer rows take a kernel for each.
 #pragma once
 
 #include "prim/row.cuh"
@@ -67,22 +67,30 @@ struct alignas(kVecBytes) StagedSums {
 
 /// Adds what the warps have staged for columns `first` to `first + kWidth - 1`, in the order of the warps, and writes
 /// the sums of a part. All threads of the block call it, their own sums staged; then `staged` may be written again.
-template <int kWidth>
+template <int kWidth, int kVec>
 __device__ __forceinline__ void store_part(const wn_row_norm_bwd& args, const StagedSums (&staged)[kWarps], int part,
                                            int parts, int64_t first) {
-  static_assert(kWidth <= kStage, "a thread takes a column");
+  constexpr int kPer = kVec > 1 ? kVecBytes / sizeof(float) : 1;
+  static_assert(kWidth <= kStage && kStage <= kThreads * kPer, "every column has a thread");
   __syncthreads();  // all warps have staged
-  const int i = threadIdx.x;
+  const int i = threadIdx.x * kPer;
   if (i < kWidth && first + i < args.cols) {
-    float dy = staged[0].dy[i];
-    float dy_x_hat = staged[0].dy_x_hat[i];
+    float dy[kPer], dy_x_hat[kPer];
+    load(dy, staged[0].dy + i);
+    load(dy_x_hat, staged[0].dy_x_hat + i);
 #pragma unroll
     for (int warp = 1; warp < kWarps; ++warp) {
-      dy += staged[warp].dy[i];
-      dy_x_hat += staged[warp].dy_x_hat[i];
+      float more_dy[kPer], more_dy_x_hat[kPer];
+      load(more_dy, staged[warp].dy + i);
+      load(more_dy_x_hat, staged[warp].dy_x_hat + i);
+#pragma unroll
+      for (int k = 0; k < kPer; ++k) {
+        dy[k] += more_dy[k];
+        dy_x_hat[k] += more_dy_x_hat[k];
+      }
     }
-    args.workspace[part * args.cols + first + i] = dy;
-    args.workspace[(int64_t(parts) + part) * args.cols + first + i] = dy_x_hat;
+    store(args.workspace + (part * args.cols + first + i), dy);
+    store(args.workspace + ((int64_t(parts) + part) * args.cols + first + i), dy_x_hat);
   }
   __syncthreads();  // before a warp stages anew
 }
@@ -119,7 +127,7 @@ template <class T, int kVec> struct HeldRow {
 /// The sums leave room for one block per SM, too few warps to hide the latency of memory by their number where rows are
 /// of 16 bits. There the next row is on its way while a warp computes.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
   using Held = HeldRow<T, kVec>;
   constexpr int kStep = Held::kStep;
   constexpr int kLoads = Held::kLoads;
@@ -194,13 +202,13 @@ __global__ void __launch_bounds__(kThreads) row_norm_bwd_warp(const wn_row_norm_
       store(staged[warp].dy + col + k * kStep, dbias[first + k]);
       store(staged[warp].dy_x_hat + col + k * kStep, dweight[first + k]);
     }
-    store_part<kStage>(args, staged, blockIdx.x, gridDim.x, first * kStep);
+    store_part<kStage, kVec>(args, staged, blockIdx.x, gridDim.x, first * kStep);
   }
 }
 
 /// dx of rows of any length: a block reads its row twice, the second time from cache where it fits.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads) row_norm_bwd_block(const wn_row_norm_bwd args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_block(const wn_row_norm_bwd args) {
   constexpr int kStep = kThreads * kVec;
   constexpr int kLoads = kRowChunk / kVec;
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
@@ -241,10 +249,10 @@ __global__ void __launch_bounds__(kThreads) row_norm_bwd_block(const wn_row_norm
   }
 }
 
-/// dweight and dbias of rows of any length: a block takes neighboring columns of a part, of which there are `tiles`, and
-/// its warps walk down the rows.
+/// dweight and dbias of rows of any length: a block takes neighboring columns of a part, one of `tiles`, and its warps
+/// walk down the rows.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     row_norm_bwd_params(const wn_row_norm_bwd args, const int64_t span, const int parts, const int tiles) {
   constexpr int kRows = 4;  // read at a time
   DEV_SHARED_ARRAY(StagedSums, staged, kWarps);
@@ -279,7 +287,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   store(staged[warp].dy + lane * kVec, sums.dy);
   store(staged[warp].dy_x_hat + lane * kVec, sums.dy_x_hat);
-  store_part<kWarp * kVec>(args, staged, part, parts, first);
+  store_part<kWarp * kVec, kVec>(args, staged, part, parts, first);
 }
 
 }  // namespace WN_NAMESPACE

@@ -47,7 +47,7 @@ __device__ __forceinline__ void save_row(const wn_row_norm_fwd& args, int64_t ro
 
 /// A warp holds its row in registers: one read, one write.
 template <class T, int kVec, class Stat>
-__global__ void __launch_bounds__(kThreads) row_norm_fwd_warp(const wn_row_norm_fwd args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_fwd_warp(const wn_row_norm_fwd args) {
   constexpr int kStep = kWarp * kVec;
   const int lane = threadIdx.x % kWarp;
   const int col = lane * kVec;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) row_norm_fwd_warp(const wn_row_norm_
 
 /// A block reads its row twice, the second time from cache where it fits.
 template <class T, int kVec, class Stat>
-__global__ void __launch_bounds__(kThreads) row_norm_fwd_block(const wn_row_norm_fwd args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_fwd_block(const wn_row_norm_fwd args) {
   constexpr int kStep = kThreads * kVec;
   constexpr int kLoads = kRowChunk / kVec;
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {

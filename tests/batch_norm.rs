@@ -504,6 +504,7 @@ fn one_workspace_serves_every_call_that_needs_no_more<T: Element, B: Sliced>(on:
         let want = bn.forward_train(on, &x, Affine::None, None).unwrap();
         let args = BatchNormTrain {
             x: x.view(),
+            residual: None,
             y: y.view_mut(),
             affine: Affine::None,
             mean: None,
@@ -516,6 +517,9 @@ fn one_workspace_serves_every_call_that_needs_no_more<T: Element, B: Sliced>(on:
         let grads = bn.backward_train(on, &x, &y, Affine::None, &want).unwrap();
         let args = BatchNormBackwardTrain {
             x: x.view(),
+            residual: None,
+            dresidual: None,
+            accumulate: false,
             dy: y.view(),
             affine: Affine::None,
             mean: want.mean.data(),

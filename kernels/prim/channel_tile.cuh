@@ -37,24 +37,24 @@ template <int kVecWidth, int kOwners> class SlabTile {
   static constexpr bool kCanSplit = kOwners == kThreads;
 
   __device__ __forceinline__ explicit SlabTile(const wn_channel_walk& walk) : walk_(walk) {
-    slabs_ = walk.segments * walk.channels;
-    const int tiles = static_cast<int>((slabs_ + kPerBlock - 1) / kPerBlock);
+    const unsigned slabs = static_cast<unsigned>(walk.segments * walk.channels);
+    const unsigned tiles = (slabs + kPerBlock - 1) / kPerBlock;
     tile_ = blockIdx.x % tiles;
     split_ = blockIdx.x / tiles;
-    slab_ = int64_t(tile_) * kPerBlock + threadIdx.x / kOwners;
-    segment_ = static_cast<unsigned>(slab_) / static_cast<unsigned>(walk.channels);
-    channel_ = slab_ - segment_ * walk.channels;
+    slab_ = tile_ * kPerBlock + threadIdx.x / kOwners;
+    segment_ = slab_ / static_cast<unsigned>(walk.channels);
+    channel_ = slab_ - segment_ * static_cast<unsigned>(walk.channels);
   }
 
   __host__ static int64_t blocks(const wn_channel_walk& walk) {
     return (walk.segments * walk.channels + kPerBlock - 1) / kPerBlock * walk.splits;
   }
 
-  __device__ __forceinline__ int tile() const { return tile_; }
+  __device__ __forceinline__ unsigned tile() const { return tile_; }
   __device__ __forceinline__ int64_t split() const { return split_; }
   __device__ __forceinline__ int64_t slab() const { return slab_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
-  __device__ __forceinline__ bool live() const { return slab_ < slabs_; }
+  __device__ __forceinline__ bool live() const { return slab_ < walk_.segments * walk_.channels; }
   __device__ __forceinline__ int rank() const { return threadIdx.x % kOwners; }
   __device__ __forceinline__ int peers() const { return kOwners; }
 
@@ -95,8 +95,7 @@ template <int kVecWidth, int kOwners> class SlabTile {
 
  private:
   const wn_channel_walk& walk_;
-  int tile_, split_;
-  int64_t slabs_, slab_, segment_, channel_;
+  unsigned tile_, split_, slab_, segment_, channel_;  // slabs are counted in 31 bits
 };
 
 template <int kVec> using BlockTile = SlabTile<kVec, kThreads>;
@@ -118,7 +117,7 @@ template <int kVecWidth> class ColumnTile {
     tile_ = blockIdx.x % tiles;
     split_ = blockIdx.x / tiles;
     segment_ = tile_ / per_segment;
-    channel_ = int64_t(tile_ % per_segment) * width + threadIdx.x % walk.columns * kVec;
+    channel_ = tile_ % per_segment * width + threadIdx.x % walk.columns * kVec;
   }
 
   __host__ static int64_t blocks(const wn_channel_walk& walk) {
@@ -126,7 +125,7 @@ template <int kVecWidth> class ColumnTile {
     return (walk.channels + width - 1) / width * walk.segments * walk.splits;
   }
 
-  __device__ __forceinline__ int tile() const { return tile_; }
+  __device__ __forceinline__ unsigned tile() const { return tile_; }
   __device__ __forceinline__ int64_t split() const { return split_; }
   __device__ __forceinline__ int64_t slab() const { return segment_ * walk_.channels + channel_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
@@ -160,8 +159,7 @@ template <int kVecWidth> class ColumnTile {
 
  private:
   const wn_channel_walk& walk_;
-  int tile_, split_;
-  int64_t segment_, channel_;
+  unsigned tile_, split_, segment_, channel_;  // slabs are counted in 31 bits
 };
 
 /// Merges what the splits of a tile have left, in chains of at most 256 that are merged in turn. `partial(split)` reads

@@ -13,6 +13,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 /// Threads of every block of this library that reduces.
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+/// Blocks per SM that the compiler must leave room for. Said, because left unsaid ptxas spills a register or two of some
+/// kernels to fit one block more.
+constexpr int kMinBlocks = 1;
 
 /// A statistic as other lanes of the warp hold it; `shuffle` moves one word.
 template <class Stat, class Shuffle> __device__ __forceinline__ Stat shuffled(const Stat& stat, Shuffle shuffle) {

@@ -2,9 +2,12 @@
 
 use core::f64::consts::TAU;
 
-use warpnorm::{Layout, Statistics};
+use warpnorm::{Activation, DType, Layout, Statistics};
 
-use super::problem::{Op, Problem, Running};
+use super::{
+    judge::Format,
+    problem::{Op, Problem, Running},
+};
 
 /// SplitMix64.
 pub(crate) struct Rng(pub(crate) u64);
@@ -54,11 +57,50 @@ pub(crate) fn layer_norm(dims: &[usize], norm_dims: usize, seed: u64) -> Problem
     problem(Op::LayerNorm, dims, Layout::ChannelsFirst, norm_dims, params, seed)
 }
 
+/// An RMSNorm over the last `norm_dims` dimensions, likewise.
+pub(crate) fn rms_norm(dims: &[usize], norm_dims: usize, seed: u64) -> Problem {
+    Problem { op: Op::RmsNorm, ..layer_norm(dims, norm_dims, seed) }
+}
+
+/// A GroupNorm, likewise.
+pub(crate) fn group_norm(dims: &[usize], layout: Layout, groups: usize, seed: u64) -> Problem {
+    Problem { groups, ..problem(Op::GroupNorm, dims, layout, 0, channels(dims, layout), seed) }
+}
+
+/// An InstanceNorm with running statistics, likewise.
+pub(crate) fn instance_norm(dims: &[usize], layout: Layout, seed: u64) -> Problem {
+    Problem { momentum: Some(0.1), ..batch_norm(Op::InstanceNorm, dims, layout, seed) }
+}
+
+/// An InstanceNorm that normalizes with running statistics, likewise.
+pub(crate) fn instance_norm_eval(dims: &[usize], layout: Layout, seed: u64) -> Problem {
+    batch_norm(Op::InstanceNormEval, dims, layout, seed)
+}
+
+/// What may follow or come before a norm, added to a problem: a residual, what reaches a row norm's sum by its other
+/// uses, gradients to add to.
+pub(crate) fn with_residual(problem: Problem, seed: u64) -> Problem {
+    let mut rng = Rng(seed ^ 0x5eed);
+    let len = problem.dy.len();
+    let dh = problem.op.is_row_norm().then(|| rng.normals(len, 0.0, 1.0));
+    Problem { residual: Some(rng.normals(len, 0.0, 1.5)), dh, ..problem }
+}
+
+/// The problem with gradients that the new ones are added to.
+pub(crate) fn accumulating(problem: Problem, seed: u64) -> Problem {
+    let mut rng = Rng(seed ^ 0xadd);
+    let as_bf16 = |v: f64| Format::of(DType::BF16).round(v); // exact in every type
+    let mut old = || rng.normals(problem.params(), 0.0, 3.0).into_iter().map(as_bf16).collect();
+    let old_grads = Some([old(), old()]);
+    Problem { old_grads, ..problem }
+}
+
+fn channels(dims: &[usize], layout: Layout) -> usize {
+    if layout == Layout::ChannelsLast { dims[dims.len() - 1] } else { dims[1] }
+}
+
 fn batch_norm(op: Op, dims: &[usize], layout: Layout, seed: u64) -> Problem {
-    let channels = match layout {
-        Layout::ChannelsFirst => dims[1],
-        Layout::ChannelsLast => dims[dims.len() - 1],
-    };
+    let channels = channels(dims, layout);
     let mut problem = problem(op, dims, layout, 0, channels, seed);
     problem.running = Some(running(channels, seed));
     problem
@@ -81,14 +123,22 @@ fn problem(op: Op, dims: &[usize], layout: Layout, norm_dims: usize, params: usi
         dims: dims.to_vec(),
         layout,
         statistics: Statistics::PerChannel,
+        virtual_batch: None,
         norm_dims,
+        groups: 1,
         x: vec![rng.normals(len, 0.5, 2.0)],
+        residual: None,
         dy: rng.normals(len, 0.0, 1.0),
+        dh: None,
         weight: Some(rng.normals(params, 1.0, 0.5)),
         bias: Some(rng.normals(params, 0.0, 0.5)),
+        weight_offset: 0.0,
+        activation: Activation::None,
         eps: 1e-5,
         running: None,
         momentum: None,
         batches: 0,
+        old_grads: None,
+        data: None,
     }
 }

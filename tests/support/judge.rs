@@ -15,18 +15,21 @@
 //! running |1 - m| t_old + |m| t_new + 4 u (|(1 - m) old| + |m new|)
 //! ```
 //!
-//! In inference nothing is subtracted that depends on the data, so `k` is 1, the `1 +` and the means fall away, and
-//! `x_hat` is `(|x| + |mean|) rstd`, room for the form `a x + b`. NaN must be NaN and an infinity must match, but a
+//! RMSNorm subtracts no mean: `k` is 1, and the `1 +`, `a` and `m1` fall away. In inference nothing is subtracted that
+//! depends on the data: `k` is 1, the `1 +` and the means fall away, and `x_hat` is `(|x| + |mean|) rstd`, room for the
+//! form `a x + b`. What is fused propagates: adding a residual costs `u (|y| + |residual|)`, an activation
+//! `max|act'| t + 8 u |act(z)|`, an offset weight `u |1 + weight|`, accumulating `u (|old| + |new|)`; gradients likewise,
+//! from `d = act'(z) dy`. NaN must be NaN and an infinity must match, but a
 //! poisoned statistic may be any non-finite value. A group of equal values must give exactly the bias where `eps` is
 //! above 0.
 
 use std::collections::BTreeMap;
 
-use warpnorm::DType;
+use warpnorm::{Activation, DType};
 
 use super::{
-    problem::{Geometry, Op, Problem, Values},
-    reference::moments,
+    problem::{Geometry, Op, Problem, Running, Values},
+    reference::{activate, moments, per_running},
 };
 
 /// Half the distance from 1 to the next `f32`.
@@ -103,7 +106,7 @@ pub(crate) struct Types {
 impl Types {
     pub(crate) fn of(&self, tensor: &str) -> DType {
         match tensor {
-            "y" | "dx" => self.data,
+            "y" | "dx" | "h" | "dresidual" => self.data,
             "dgamma" | "dbeta" => self.grads,
             _ => DType::F32,
         }
@@ -172,10 +175,12 @@ fn judge_tensor(format: &Format, statistic: bool, expected: &[f64], allowed: &[f
 
 /// `None` where no group is constant, or the rule does not apply.
 fn judge_constant_groups(problem: &Problem, format: &Format, y: &[f64]) -> Option<Verdict> {
-    if problem.eps == 0.0 || problem.op == Op::BatchNormEval {
+    let after =
+        problem.activation != Activation::None || problem.residual.is_some() && !problem.op.is_row_norm();
+    if problem.eps == 0.0 || problem.op.statistics().is_none() || problem.op == Op::RmsNorm || after {
         return None;
     }
-    let (x, Geometry { group, param, groups, .. }) = (problem.last_x(), problem.geometry());
+    let (x, Geometry { group, param, groups, .. }) = (problem.normalized(), problem.geometry());
     let mut first = vec![None; groups];
     let mut constant = vec![true; groups];
     for (&x, &group) in x.iter().zip(&group) {
@@ -192,53 +197,39 @@ fn judge_constant_groups(problem: &Problem, format: &Format, y: &[f64]) -> Optio
     }))
 }
 
+/// The largest absolute values of an activation's slope and of the slope of that.
+fn steepest(activation: Activation) -> (f64, f64) {
+    match activation {
+        Activation::None | Activation::Relu => (1.0, 0.0),
+        Activation::Silu => (1.1, 0.5),
+        Activation::Gelu | Activation::GeluTanh => (1.13, 0.8),
+        other => panic!("the rule knows no {other:?}"), // the enum may grow
+    }
+}
+
 /// The error allowed for every element of every tensor of the problem, before rounding to its storage type.
 pub(crate) fn tolerances(problem: &Problem) -> Values {
     let geometry = problem.geometry();
     let (group, param, n) = (&geometry.group, &geometry.param, geometry.count());
     let mut values = Values::new();
-
     if let Some(running) = problem.tracked() {
-        let (mut mean, mut var) = (running.mean.clone(), running.var.clone());
-        let (mut t_mean, mut t_var) = (vec![0.0; geometry.groups], vec![0.0; geometry.groups]);
-        let (mut t_means, mut t_vars) = (Vec::new(), Vec::new());
-        for (step, x) in problem.x.iter().enumerate() {
-            if !x.is_empty() {
-                let batch = moments(problem, &geometry, x);
-                let allowed = moment_tolerances(problem, &geometry, x);
-                let (take, unbiased) = (problem.momentum_at(step), n / (n - 1.0));
-                let keep = 1.0 - take;
-                let moved = |t_old: f64, t_new: f64, old: f64, new: f64| {
-                    keep.abs() * t_old
-                        + take.abs() * t_new
-                        + K_RUNNING * U * ((keep * old).abs() + (take * new).abs())
-                };
-                for c in 0..geometry.groups {
-                    let (new_mean, new_var) = (batch.mean[c], batch.var[c] * unbiased);
-                    t_mean[c] = moved(t_mean[c], allowed.mean[c], mean[c], new_mean);
-                    t_var[c] = moved(t_var[c], allowed.var[c] * unbiased, var[c], new_var);
-                    mean[c] = keep * mean[c] + take * new_mean;
-                    var[c] = keep * var[c] + take * new_var;
-                }
-            }
-            t_means.extend(&t_mean);
-            t_vars.extend(&t_var);
-        }
+        let [t_means, t_vars] = running_tolerances(problem, &geometry, running);
         values.insert("running_mean", t_means);
         values.insert("running_var", t_vars);
     }
 
-    let (x, dy) = (problem.last_x(), &problem.dy);
-    let stats = moments(problem, &geometry, x);
-    let allowed = moment_tolerances(problem, &geometry, x);
+    let (x, dy) = (problem.normalized(), &problem.dy);
+    let stats = moments(problem, &geometry, &x);
+    let allowed = moment_tolerances(problem, &geometry, &x);
     let rstd = |i: usize| stats.rstd[group[i]];
-    let weight = |i: usize| problem.weight.as_ref().map_or(1.0, |w| w[param[i]].abs());
-    let bias = |i: usize| problem.bias.as_ref().map_or(0.0, |b| b[param[i]].abs());
-    let g = |i: usize| dy[i].abs() * weight(i);
+    let factor = |i: usize| problem.factor(param[i]).abs();
+    let bias = |i: usize| problem.bias.as_ref().map_or(0.0, |b| b[param[i]]);
 
+    // Whether statistics follow x, and whether a mean is subtracted that does.
     let training = problem.op.statistics().is_some();
+    let centered = training && problem.op != Op::RmsNorm;
     // The condition number, the part of an error that does not shrink with x_hat, and the scale of x_hat.
-    let (k, one): (Vec<f64>, f64) = match training {
+    let (k, one): (Vec<f64>, f64) = match centered {
         true => (allowed.mean_abs.iter().zip(&stats.rstd).map(|(a, rstd)| 1.0 + a * rstd).collect(), 1.0),
         false => (vec![1.0; geometry.groups], 0.0),
     };
@@ -249,24 +240,65 @@ pub(crate) fn tolerances(problem: &Problem) -> Values {
         })
         .collect();
 
-    let t_y = |i: usize| {
-        K * U * (weight(i) * k[group[i]] * (one + x_hat[i]) + bias(i))
-            + subnormal_room() * (1.0 + weight(i) * rstd(i))
+    let after = problem.residual.as_ref().filter(|_| !problem.op.is_row_norm());
+    let (steepest_slope, steepest_bend) = steepest(problem.activation);
+    // Of the activation's argument: the norm's own, an offset weight's rounding, and that of adding a residual.
+    let norm = |i: usize| (x[i] - stats.mean[group[i]]) * rstd(i) * problem.factor(param[i]) + bias(i);
+    let t_z = |i: usize| {
+        let offset = if problem.weight_offset == 0.0 { 0.0 } else { U * factor(i) * x_hat[i] };
+        let added = after.map_or(0.0, |r| U * (norm(i).abs() + r[i].abs()));
+        K * U * (factor(i) * k[group[i]] * (one + x_hat[i]) + bias(i).abs())
+            + subnormal_room() * (1.0 + factor(i) * rstd(i))
+            + offset
+            + added
     };
+    let act = |i: usize| activate(problem.activation, norm(i) + after.map_or(0.0, |r| r[i]));
+    let plain = problem.activation == Activation::None;
+    let t_y = |i: usize| if plain { t_z(i) } else { steepest_slope * t_z(i) + K * U * act(i).0.abs() };
     values.insert("y", (0..x.len()).map(t_y).collect());
+    values.insert("z", (0..x.len()).map(t_z).collect());
+
+    // The gradient of the activation's argument, and what it may be off by itself.
+    let d: Vec<f64> = (0..x.len()).map(|i| (dy[i] * act(i).1).abs()).collect();
+    let t_d: Vec<f64> = match plain {
+        true => vec![0.0; x.len()],
+        false => (0..x.len()).map(|i| dy[i].abs() * steepest_bend * t_z(i) + K * U * d[i]).collect(),
+    };
+    let g = |i: usize| d[i] * factor(i);
+    let t_g = |i: usize| t_d[i] * factor(i) + if problem.weight_offset == 0.0 { 0.0 } else { U * g(i) };
+    let dh = |i: usize| problem.dh.as_ref().map_or(0.0, |dh| dh[i].abs());
     if training {
         let (sum_g, sum_gx) = (geometry.group_sums(g), geometry.group_sums(|i| g(i) * x_hat[i]));
+        let (sum_t, sum_tx) = (geometry.group_sums(t_g), geometry.group_sums(|i| t_g(i) * x_hat[i]));
         let t_dx = |i: usize| {
-            let (m1, m2) = (sum_g[group[i]] / n, sum_gx[group[i]] / n);
-            K * U * k[group[i]] * rstd(i) * (g(i) + m1 + m2 + x_hat[i] * (m1 + m2))
+            let of = |sums: &[f64]| sums[group[i]] / n;
+            let (m1, m2) = (if centered { of(&sum_g) } else { 0.0 }, of(&sum_gx));
+            let own = K * U * k[group[i]] * rstd(i) * (g(i) + m1 + one * m2 + x_hat[i] * (m1 + m2));
+            let given = rstd(i) * (t_g(i) + if centered { of(&sum_t) } else { 0.0 } + x_hat[i] * of(&sum_tx));
+            let dx = rstd(i) * (g(i) + m1 + x_hat[i] * m2);
+            own + given + if problem.dh.is_some() { U * (dx + dh(i)) } else { 0.0 }
         };
         values.insert("dx", (0..x.len()).map(t_dx).collect());
     } else {
-        values.insert("dx", (0..x.len()).map(|i| K * U * g(i) * rstd(i)).collect());
+        let t_dx = |i: usize| K * U * g(i) * rstd(i) + t_g(i) * rstd(i);
+        values.insert("dx", (0..x.len()).map(t_dx).collect());
     }
-    let t_dgamma = |i: usize| K * U * k[group[i]] * dy[i].abs() * (one + x_hat[i]);
-    values.insert("dgamma", geometry.param_sums(t_dgamma));
-    values.insert("dbeta", geometry.param_sums(|i| K * U * dy[i].abs()));
+    let accumulated = |mut sums: Vec<f64>, which: usize, new: Vec<f64>| {
+        if let Some(old) = &problem.old_grads {
+            for ((sum, old), new) in sums.iter_mut().zip(&old[which]).zip(new) {
+                *sum += U * (old.abs() + new);
+            }
+        }
+        sums
+    };
+    let t_dgamma = |i: usize| K * U * k[group[i]] * d[i] * (one + x_hat[i]) + t_d[i] * x_hat[i];
+    let t_dgamma = geometry.param_sums(t_dgamma);
+    values.insert("dgamma", accumulated(t_dgamma, 0, geometry.param_sums(|i| d[i] * x_hat[i])));
+    let t_dbeta = geometry.param_sums(|i| K * U * d[i] + t_d[i]);
+    values.insert("dbeta", accumulated(t_dbeta, 1, geometry.param_sums(|i| d[i])));
+    values.insert("dresidual", t_d);
+    // The sum is rounded once, and the reference rounds it likewise.
+    values.extend(problem.sum().map(|h| ("h", vec![0.0; h.len()])));
     if let Some([mean_name, var_name, rstd_name]) = problem.op.statistics() {
         let t_rstd =
             stats.rstd.iter().zip(&allowed.var).map(|(r, t_var)| r * (0.5 * t_var * r * r + K * U)).collect();
@@ -277,6 +309,40 @@ pub(crate) fn tolerances(problem: &Problem) -> Values {
     // Where the problem itself is poisoned there is nothing to be near to.
     values.values_mut().flatten().filter(|t| !t.is_finite()).for_each(|t| *t = 0.0);
     values
+}
+
+/// What running means and variances may be off by after each step.
+fn running_tolerances(problem: &Problem, geometry: &Geometry, running: &Running) -> [Vec<f64>; 2] {
+    let (len, n) = (running.mean.len(), geometry.count());
+    let (mut mean, mut var) = (running.mean.clone(), running.var.clone());
+    let (mut t_mean, mut t_var) = (vec![0.0; len], vec![0.0; len]);
+    let (mut t_means, mut t_vars) = (Vec::new(), Vec::new());
+    for (step, x) in problem.x.iter().enumerate() {
+        if !x.is_empty() {
+            let batch = moments(problem, geometry, x);
+            let allowed = moment_tolerances(problem, geometry, x);
+            let (take, unbiased) = (problem.momentum_at(step), n / (n - 1.0));
+            let keep = 1.0 - take;
+            let moved = |t_old: f64, t_new: f64, old: f64, new: f64| {
+                keep.abs() * t_old
+                    + take.abs() * t_new
+                    + K_RUNNING * U * ((keep * old).abs() + (take * new).abs())
+            };
+            let of = |values: &[f64]| per_running(values, len);
+            let (new_mean, new_var) = (of(&batch.mean), of(&batch.var));
+            let (t_new_mean, t_new_var) = (of(&allowed.mean), of(&allowed.var));
+            for c in 0..len {
+                let new_var = new_var[c] * unbiased;
+                t_mean[c] = moved(t_mean[c], t_new_mean[c], mean[c], new_mean[c]);
+                t_var[c] = moved(t_var[c], t_new_var[c] * unbiased, var[c], new_var);
+                mean[c] = keep * mean[c] + take * new_mean[c];
+                var[c] = keep * var[c] + take * new_var;
+            }
+        }
+        t_means.extend(&t_mean);
+        t_vars.extend(&t_var);
+    }
+    [t_means, t_vars]
 }
 
 struct MomentTolerances {
@@ -298,6 +364,11 @@ fn moment_tolerances(problem: &Problem, geometry: &Geometry, x: &[f64]) -> Momen
         };
     }
     let vars = moments(problem, geometry, x).var;
+    if problem.op == Op::RmsNorm {
+        let squares = moments(problem, geometry, x).var;
+        let var = squares.iter().map(|ms| K * U * ms + subnormal_room()).collect();
+        return MomentTolerances { mean_abs, mean: vec![0.0; geometry.groups], var };
+    }
     let t_mean = |&a: &f64| K * U * a + subnormal_room();
     let t_var = |(&a, &var): (&f64, &f64)| {
         let sd = var.sqrt();

@@ -19,7 +19,7 @@ pub(crate) mod reference;
 pub(crate) mod run;
 
 use judge::Verdict;
-use problem::{Problem, Values};
+use problem::{Op, Problem, Values};
 use run::{Options, Sliced};
 
 /// Makes tests of generic functions: `claim::<T, B>(&on)` for every element type and backend.
@@ -150,16 +150,26 @@ pub(crate) fn expect_all_right(
 
 /// The problem without its elements.
 pub(crate) fn describe(problem: &Problem) -> String {
-    let Problem { op, dims, layout, statistics, norm_dims, eps, momentum, .. } = problem;
-    let over =
-        if *norm_dims > 0 { format!("over {norm_dims}") } else { format!("{layout:?} {statistics:?}") };
+    let Problem { op, dims, layout, statistics, virtual_batch, norm_dims, groups, .. } = problem;
+    let Problem { activation, weight_offset, eps, momentum, .. } = problem;
+    let over = match op {
+        op if op.is_row_norm() => format!("over {norm_dims}, offset {weight_offset}"),
+        Op::GroupNorm => format!("{layout:?} in {groups} groups, {activation:?}"),
+        _ => format!("{layout:?} {statistics:?} {virtual_batch:?}, {activation:?}"),
+    };
+    let extras = [
+        (problem.residual.is_some(), ", residual"),
+        (problem.dh.is_some(), ", dh"),
+        (problem.old_grads.is_some(), ", accumulating"),
+    ];
+    let extras: String = extras.iter().filter(|(there, _)| *there).map(|(_, extra)| *extra).collect();
     let parameters = match (&problem.weight, &problem.bias) {
         (Some(_), Some(_)) => "weight and bias",
         (Some(_), None) => "weight",
         (None, Some(_)) => "bias",
         (None, None) => "no parameters",
     };
-    format!("{op:?} {dims:?} {over}, {parameters}, eps {eps}, momentum {momentum:?}")
+    format!("{op:?} {dims:?} {over}, {parameters}{extras}, eps {eps}, momentum {momentum:?}")
 }
 
 /// The bits of every tensor, for comparisons that no rounding may pass. All NaN are one.

@@ -1,6 +1,10 @@
 //! The ops in `f64`, written from their formulas and sharing no code with the crate.
 
-use super::problem::{Geometry, Problem, Values};
+use std::f64::consts::{PI, TAU};
+
+use warpnorm::Activation;
+
+use super::problem::{Geometry, Op, Problem, Values};
 
 /// Mean, biased variance and `1 / sqrt(var + eps)` of each group of elements.
 pub(crate) struct Moments {
@@ -13,6 +17,10 @@ pub(crate) struct Moments {
 pub(crate) fn moments(problem: &Problem, geometry: &Geometry, x: &[f64]) -> Moments {
     let (mean, var) = match &problem.running {
         Some(running) if problem.op.statistics().is_none() => (running.mean.clone(), running.var.clone()),
+        _ if problem.op == Op::RmsNorm => {
+            let squares = geometry.group_sums(|i| x[i] * x[i]);
+            (vec![0.0; geometry.groups], squares.iter().map(|sum| sum / geometry.count()).collect())
+        }
         _ => two_passes(geometry, x),
     };
     let rstd = var.iter().map(|var| (var + f64::from(problem.eps)).sqrt().recip()).collect();
@@ -29,7 +37,37 @@ fn two_passes(geometry: &Geometry, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
     (mean, var)
 }
 
-/// Every tensor that the problem's formulas define.
+/// The mean of what belongs to each running statistic: one of the batch's, or those of all chunks or samples.
+pub(crate) fn per_running(values: &[f64], len: usize) -> Vec<f64> {
+    let each = (values.len() / len.max(1)) as f64;
+    (0..len).map(|i| values[i..].iter().step_by(len).sum::<f64>() / each).collect()
+}
+
+/// An activation's value and its slope.
+pub(crate) fn activate(activation: Activation, z: f64) -> (f64, f64) {
+    let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+    match activation {
+        Activation::None => (z, 1.0),
+        Activation::Relu => (if z < 0.0 { 0.0 } else { z }, f64::from(z > 0.0)),
+        Activation::Silu => {
+            let s = sigmoid(z);
+            (z * s, s * (1.0 + z * (1.0 - s)))
+        }
+        Activation::Gelu => {
+            let cdf = (1.0 + libm::erf(z / 2f64.sqrt())) / 2.0;
+            (z * cdf, cdf + z * (-z * z / 2.0).exp() / TAU.sqrt())
+        }
+        Activation::GeluTanh => {
+            let a = (2.0 / PI).sqrt();
+            let t = (a * (z + 0.044715 * z.powi(3))).tanh();
+            let slope = a * (1.0 + 3.0 * 0.044715 * z * z) * (1.0 - t * t);
+            (z / 2.0 * (1.0 + t), (1.0 + t + z * slope) / 2.0)
+        }
+        other => panic!("the formulas know no {other:?}"), // the enum may grow
+    }
+}
+
+/// Every tensor that the problem's formulas define, and `z`, what the activation is given.
 pub(crate) fn reference(problem: &Problem) -> Values {
     let geometry = problem.geometry();
     let (group, param, n) = (&geometry.group, &geometry.param, geometry.count());
@@ -42,9 +80,10 @@ pub(crate) fn reference(problem: &Problem) -> Values {
             if !x.is_empty() {
                 let batch = moments(problem, &geometry, x);
                 let take = problem.momentum_at(step);
-                for c in 0..geometry.groups {
-                    mean[c] = (1.0 - take) * mean[c] + take * batch.mean[c];
-                    var[c] = (1.0 - take) * var[c] + take * batch.var[c] * n / (n - 1.0);
+                let new = [&batch.mean, &batch.var].map(|values| per_running(values, mean.len()));
+                for c in 0..mean.len() {
+                    mean[c] = (1.0 - take) * mean[c] + take * new[0][c];
+                    var[c] = (1.0 - take) * var[c] + take * new[1][c] * n / (n - 1.0);
                 }
             }
             means.extend(&mean);
@@ -54,32 +93,49 @@ pub(crate) fn reference(problem: &Problem) -> Values {
         values.insert("running_var", vars);
     }
 
-    let (x, dy) = (problem.last_x(), &problem.dy);
-    let Moments { mean, var, rstd } = moments(problem, &geometry, x);
+    let (x, dy) = (problem.normalized(), &problem.dy);
+    let Moments { mean, var, rstd } = moments(problem, &geometry, &x);
     let x_hat: Vec<f64> = (0..x.len()).map(|i| (x[i] - mean[group[i]]) * rstd[group[i]]).collect();
-    let weight = |i: usize| problem.weight.as_ref().map_or(1.0, |w| w[param[i]]);
+    let factor = |i: usize| problem.factor(param[i]);
     let bias = |i: usize| problem.bias.as_ref().map_or(0.0, |b| b[param[i]]);
-    let g = |i: usize| dy[i] * weight(i);
+    let after = problem.residual.as_ref().filter(|_| !problem.op.is_row_norm());
+    let z = |i: usize| x_hat[i] * factor(i) + bias(i) + after.map_or(0.0, |r| r[i]);
+    let d: Vec<f64> = (0..x.len()).map(|i| dy[i] * activate(problem.activation, z(i)).1).collect();
+    let g = |i: usize| d[i] * factor(i);
 
-    values.insert("y", (0..x.len()).map(|i| x_hat[i] * weight(i) + bias(i)).collect());
+    values.insert("y", (0..x.len()).map(|i| activate(problem.activation, z(i)).0).collect());
+    values.insert("z", (0..x.len()).map(z).collect());
+    let old = |which: usize| problem.old_grads.as_ref().map_or(&[][..], |old| &old[which]);
+    let added = |mut sums: Vec<f64>, old: &[f64]| {
+        sums.iter_mut().zip(old).for_each(|(sum, old)| *sum += old);
+        sums
+    };
     if problem.weight.is_some() {
-        values.insert("dgamma", geometry.param_sums(|i| dy[i] * x_hat[i]));
+        values.insert("dgamma", added(geometry.param_sums(|i| d[i] * x_hat[i]), old(0)));
     }
     if problem.bias.is_some() {
-        values.insert("dbeta", geometry.param_sums(|i| dy[i]));
+        values.insert("dbeta", added(geometry.param_sums(|i| d[i]), old(1)));
     }
-    match problem.op.statistics() {
-        Some([mean_name, var_name, rstd_name]) => {
-            let (sum_g, sum_gx) = (geometry.group_sums(g), geometry.group_sums(|i| g(i) * x_hat[i]));
-            let dx =
-                |i: usize| rstd[group[i]] * (g(i) - sum_g[group[i]] / n - x_hat[i] * sum_gx[group[i]] / n);
-            values.insert("dx", (0..x.len()).map(dx).collect());
+    let dh = |i: usize| problem.dh.as_ref().map_or(0.0, |dh| dh[i]);
+    if problem.op.statistics().is_some() {
+        let (mut sum_g, sum_gx) = (geometry.group_sums(g), geometry.group_sums(|i| g(i) * x_hat[i]));
+        if problem.op == Op::RmsNorm {
+            sum_g.fill(0.0); // no mean is subtracted
+        }
+        let moved = |i: usize| sum_g[group[i]] / n + x_hat[i] * sum_gx[group[i]] / n;
+        values.insert("dx", (0..x.len()).map(|i| rstd[group[i]] * (g(i) - moved(i)) + dh(i)).collect());
+    } else {
+        values.insert("dx", (0..x.len()).map(|i| rstd[group[i]] * g(i)).collect());
+    }
+    values.extend(problem.sum().map(|h| ("h", h)));
+    if after.is_some() {
+        values.insert("dresidual", d);
+    }
+    if let Some([mean_name, var_name, rstd_name]) = problem.op.statistics() {
+        values.insert(rstd_name, rstd);
+        if problem.op != Op::RmsNorm {
             values.insert(mean_name, mean);
             values.insert(var_name, var);
-            values.insert(rstd_name, rstd);
-        }
-        None => {
-            values.insert("dx", (0..x.len()).map(|i| rstd[group[i]] * g(i)).collect());
         }
     }
     values

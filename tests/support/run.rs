@@ -1,11 +1,16 @@
 //! Runs a problem on a backend, through the methods that write into the caller's buffers.
 
-use core::ops::Range;
+// The example `verify` takes this file in by its path, from which these would be looked for beside it.
+#[path = "run/channel_norms.rs"]
+mod channel_norms;
+#[path = "run/row_norms.rs"]
+mod row_norms;
+
+use core::{marker::PhantomData, ops::Range};
 
 use warpnorm::{
-    Affine, AffineGrad, Backend, BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval,
-    BatchNormTrain, Cpu, Cuda, DType, Element, LayerNorm, LayerNormForward, Layout, Result, RunningStatsMut,
-    View, ViewMut,
+    Affine, AffineGrad, Backend, BatchNorm, Cpu, Cuda, DType, Element, GroupNorm, InstanceNorm, LayerNorm,
+    Layout, Result, RmsNorm, View, ViewMut,
 };
 
 use super::{
@@ -111,6 +116,12 @@ pub(crate) struct Options {
     pub(crate) grads: Params,
     /// Tensors start 0 to `max_start` elements into their buffers, each elsewhere.
     pub(crate) max_start: usize,
+    /// Elements between the entries of a row norm's first dimension, up to three more from tensor to tensor.
+    pub(crate) gap: usize,
+    /// Forward by the methods that write the output over the input.
+    pub(crate) in_place: bool,
+    /// The momentum is handed over on the device.
+    pub(crate) device_momentum: bool,
     /// Outputs that are not asked for. Without the saved statistics there is no backward pass.
     pub(crate) without: &'static [&'static str],
 }
@@ -118,6 +129,10 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn types(&self, data: DType) -> Types {
         Types { data, affine: self.params.dtype(data), grads: self.grads.dtype(data) }
+    }
+
+    pub(crate) fn wants(&self, output: &str) -> bool {
+        !self.without.contains(&output)
     }
 }
 
@@ -132,14 +147,27 @@ pub(crate) struct Placed<T: Element, B: Sliced> {
     /// Elements and guards.
     len: usize,
     range: Range<usize>,
+    /// So many elements lie side by side, before a gap.
+    row: usize,
+    gap: usize,
 }
 
 impl<T: Element, B: Sliced> Placed<T, B> {
     pub(crate) fn new(on: &B, values: &[f64], start: usize) -> Result<Self> {
-        let mut all = vec![T::from_f64(GUARD); start];
-        all.extend(values.iter().map(|&v| T::from_f64(v)));
-        all.extend([T::from_f64(GUARD); 16]);
-        Ok(Self { held: on.hold(&all)?, len: all.len(), range: start..start + values.len() })
+        Self::with_gaps(on, values, values.len(), 0, start)
+    }
+
+    /// Guards lie between the rows, too.
+    pub(crate) fn with_gaps(on: &B, values: &[f64], row: usize, gap: usize, start: usize) -> Result<Self> {
+        let guards = |n: usize| vec![T::from_f64(GUARD); n];
+        let mut all = guards(start);
+        for (i, row) in values.chunks(row.max(1)).enumerate() {
+            all.extend(guards(if i == 0 { 0 } else { gap }));
+            all.extend(row.iter().map(|&v| T::from_f64(v)));
+        }
+        let range = start..all.len();
+        all.extend(guards(16));
+        Ok(Self { held: on.hold(&all)?, len: all.len(), range, row, gap })
     }
 
     pub(crate) fn room(on: &B, len: usize, start: usize) -> Result<Self> {
@@ -155,12 +183,19 @@ impl<T: Element, B: Sliced> Placed<T, B> {
     }
 
     pub(crate) fn view(&self, dims: &[usize], layout: Layout) -> Result<View<'_, T, B>> {
-        let view = View::new(self.data(), dims)?;
+        let view = match self.gap {
+            0 => View::new(self.data(), dims)?,
+            gap => View::strided(self.data(), dims, self.row + gap)?,
+        };
         Ok(if layout == Layout::ChannelsLast { view.channels_last() } else { view })
     }
 
     pub(crate) fn view_mut(&mut self, dims: &[usize], layout: Layout) -> Result<ViewMut<'_, T, B>> {
-        let view = ViewMut::new(self.data_mut(), dims)?;
+        let (row, gap) = (self.row, self.gap);
+        let view = match gap {
+            0 => ViewMut::new(self.data_mut(), dims)?,
+            gap => ViewMut::strided(self.data_mut(), dims, row + gap)?,
+        };
         Ok(if layout == Layout::ChannelsLast { view.channels_last() } else { view })
     }
 
@@ -172,10 +207,15 @@ impl<T: Element, B: Sliced> Placed<T, B> {
     /// The elements. Panics where the guards were written to.
     pub(crate) fn read(&self, on: &B) -> Result<Vec<f64>> {
         let all = on.download(&B::slice(&self.held, 0..self.len))?;
-        for (i, v) in all.iter().enumerate().filter(|(i, _)| !self.range.contains(i)) {
-            assert_eq!(v.to_f32(), GUARD as f32, "wrote to element {i}, outside of {:?}", self.range);
+        let is_element = |i: usize| {
+            self.range.contains(&i)
+                && (self.gap == 0 || (i - self.range.start) % (self.row + self.gap) < self.row)
+        };
+        for (i, v) in all.iter().enumerate().filter(|(i, _)| !is_element(*i)) {
+            assert_eq!(v.to_f32(), GUARD as f32, "wrote to element {i}, a guard of {:?}", self.range);
         }
-        Ok(all[self.range.clone()].iter().map(|v| f64::from(v.to_f32())).collect())
+        let elements = all.iter().enumerate().filter(|(i, _)| is_element(*i));
+        Ok(elements.map(|(_, v)| f64::from(v.to_f32())).collect())
     }
 }
 
@@ -258,210 +298,103 @@ impl Starts {
 /// Every tensor that the crate computes for the problem, read back from the backend.
 pub(crate) fn run<T: Element, B: Sliced>(on: &B, problem: &Problem, options: &Options) -> Result<Values> {
     let starts = Starts { next: options.max_start, max: options.max_start };
+    let (channels, eps, activation) = (|| problem.channels(), problem.eps, problem.activation);
+    let mut run = Run::<T, B> { on, problem, options, starts, element: PhantomData };
     match problem.op {
-        Op::BatchNormTrain => batch_norm_train::<T, B>(on, problem, options, starts),
-        Op::BatchNormEval => batch_norm_eval::<T, B>(on, problem, options, starts),
-        Op::LayerNorm => layer_norm::<T, B>(on, problem, options, starts),
+        Op::BatchNormTrain => run.channel_norm(&batch_norm(problem)),
+        Op::BatchNormEval => run.fixed_norm(&batch_norm(problem)),
+        Op::GroupNorm => {
+            run.channel_norm(&GroupNorm::new(problem.groups, channels()).eps(eps).activation(activation))
+        }
+        Op::InstanceNorm => run.channel_norm(&instance_norm(problem)),
+        Op::InstanceNormEval => run.fixed_norm(&instance_norm(problem)),
+        Op::LayerNorm => run.row_norm(&LayerNorm::new(problem.cols()).eps(eps)),
+        Op::RmsNorm => {
+            run.row_norm(&RmsNorm::new(problem.cols()).eps(eps).weight_offset(problem.weight_offset))
+        }
     }
 }
 
-fn batch_norm(problem: &Problem) -> BatchNorm {
+pub(crate) fn batch_norm(problem: &Problem) -> BatchNorm {
     BatchNorm::new(problem.channels())
         .eps(problem.eps)
         .momentum(problem.momentum)
         .statistics(problem.statistics)
+        .virtual_batch(problem.virtual_batch)
+        .activation(problem.activation)
 }
 
-fn affine<T: Element, B: Sliced>(
-    on: &B,
-    problem: &Problem,
-    options: &Options,
-    starts: &mut Starts,
-) -> Result<Pair<T, B>> {
-    Pair::new(on, options.params, [problem.weight.as_deref(), problem.bias.as_deref()], starts)
+pub(crate) fn instance_norm(problem: &Problem) -> InstanceNorm {
+    InstanceNorm::new(problem.channels())
+        .eps(problem.eps)
+        .momentum(problem.momentum)
+        .activation(problem.activation)
 }
 
-/// Room for the gradients of what weight and bias there are, as far as wanted.
-fn grads<T: Element, B: Sliced>(
-    on: &B,
-    problem: &Problem,
-    options: &Options,
-    starts: &mut Starts,
-) -> Result<Pair<T, B>> {
-    let room = vec![UNWRITTEN; problem.channels()];
-    let wanted = |name, there| (there && !options.without.contains(&name)).then_some(&room[..]);
-    let values = [wanted("dgamma", problem.weight.is_some()), wanted("dbeta", problem.bias.is_some())];
-    Pair::new(on, options.grads, values, starts)
+/// A problem being run: the families go on from here.
+struct Run<'a, T: Element, B: Sliced> {
+    on: &'a B,
+    problem: &'a Problem,
+    options: &'a Options,
+    starts: Starts,
+    element: PhantomData<T>,
 }
 
-fn batch_norm_train<T: Element, B: Sliced>(
-    on: &B,
-    problem: &Problem,
-    options: &Options,
-    mut starts: Starts,
-) -> Result<Values> {
-    let bn = batch_norm(problem);
-    let (len, dims, layout) = (problem.last_x().len(), &problem.dims[..], problem.layout);
-    let wanted = |name| !options.without.contains(&name);
-    let affine: Pair<T, B> = affine(on, problem, options, &mut starts)?;
-    let mut y = Placed::<T, B>::room(on, len, starts.next())?;
-    let mut mean = Placed::<f32, B>::room(on, bn.statistics_len(), starts.next())?;
-    let mut rstd = Placed::<f32, B>::room(on, bn.statistics_len(), starts.next())?;
-    let mut running = match problem.tracked() {
-        Some(r) => Some((
-            Placed::<f32, B>::new(on, &r.mean, starts.next())?,
-            Placed::<f32, B>::new(on, &r.var, starts.next())?,
-            problem.batches,
-        )),
-        None => None,
-    };
-    let (mut running_means, mut running_vars) = (Vec::new(), Vec::new());
-    let mut x = Placed::<T, B>::new(on, &problem.x[0], starts.next())?;
-    let mut workspace = bn.workspace_for(on, x.view(dims, layout)?)?;
+impl<T: Element, B: Sliced> Run<'_, T, B> {
+    /// A tensor shaped like `x`.
+    fn tensor(&mut self, values: &[f64]) -> Result<Placed<T, B>> {
+        let row = self.problem.dims[1..].iter().product();
+        let start = self.starts.next();
+        // Tensors have gaps of their own, except that one of a single row, or of none, has none.
+        let gap = if self.options.gap == 0 || row == 0 { 0 } else { self.options.gap + start % 4 };
+        Placed::with_gaps(self.on, values, row, gap, start)
+    }
 
-    for (step, batch) in problem.x.iter().enumerate() {
-        if step > 0 {
-            x = Placed::new(on, batch, starts.next())?;
+    fn tensor_if(&mut self, values: Option<&Vec<f64>>) -> Result<Option<Placed<T, B>>> {
+        values.map(|values| self.tensor(values)).transpose()
+    }
+
+    /// Room for an output shaped like `x`.
+    fn room(&mut self) -> Result<Placed<T, B>> {
+        self.tensor(&vec![UNWRITTEN; self.problem.dims.iter().product()])
+    }
+
+    fn vector(&mut self, values: &[f64]) -> Result<Placed<f32, B>> {
+        Placed::new(self.on, values, self.starts.next())
+    }
+
+    fn affine(&mut self) -> Result<Pair<T, B>> {
+        let Problem { weight, bias, .. } = self.problem;
+        Pair::new(self.on, self.options.params, [weight.as_deref(), bias.as_deref()], &mut self.starts)
+    }
+
+    /// Room for the gradients of what weight and bias there are, as far as wanted, or what they are added to.
+    fn grads(&mut self) -> Result<Pair<T, B>> {
+        let Problem { weight, bias, old_grads, .. } = self.problem;
+        let room = vec![UNWRITTEN; self.problem.params()];
+        let old = |which: usize| old_grads.as_ref().map_or(&room[..], |old| &old[which]);
+        let values = [
+            (weight.is_some() && self.options.wants("dgamma")).then(|| old(0)),
+            (bias.is_some() && self.options.wants("dbeta")).then(|| old(1)),
+        ];
+        Pair::new(self.on, self.options.grads, values, &mut self.starts)
+    }
+
+    /// Adds the outputs that are there to `values`.
+    fn insert(
+        &self,
+        values: &mut Values,
+        tensors: &[(&'static str, Option<&Placed<T, B>>)],
+        grads: &Pair<T, B>,
+    ) -> Result<()> {
+        for &(name, tensor) in tensors {
+            if let Some(tensor) = tensor {
+                values.insert(name, tensor.read(self.on)?);
+            }
         }
-        let args = BatchNormTrain {
-            x: x.view(dims, layout)?,
-            y: y.view_mut(dims, layout)?,
-            affine: affine.affine(),
-            mean: wanted("batch_mean").then(|| mean.data_mut()),
-            rstd: wanted("batch_invstd").then(|| rstd.data_mut()),
-            running: running.as_mut().map(|(mean, var, batches)| RunningStatsMut {
-                mean: mean.data_mut(),
-                var: var.data_mut(),
-                batches,
-            }),
-            workspace: &mut workspace,
-        };
-        bn.forward_train_into(on, args)?;
-        if let Some((mean, var, batches)) = &running {
-            assert_eq!(*batches, problem.batches + step as u64 + 1, "each accepted call counts as one batch");
-            running_means.extend(mean.read(on)?);
-            running_vars.extend(var.read(on)?);
-        }
+        let [dweight, dbias] = grads.read(self.on)?;
+        values.extend(dweight.map(|v| ("dgamma", v)));
+        values.extend(dbias.map(|v| ("dbeta", v)));
+        Ok(())
     }
-    let mut values = Values::from([("y", y.read(on)?)]);
-    if running.is_some() {
-        values.extend([("running_mean", running_means), ("running_var", running_vars)]);
-    }
-    if wanted("batch_mean") {
-        values.insert("batch_mean", mean.read(on)?);
-    }
-    if wanted("batch_invstd") {
-        values.insert("batch_invstd", rstd.read(on)?);
-    }
-    if !wanted("batch_mean") || !wanted("batch_invstd") {
-        return Ok(values);
-    }
-
-    let dy = Placed::<T, B>::new(on, &problem.dy, starts.next())?;
-    let mut dx = Placed::<T, B>::room(on, len, starts.next())?;
-    let mut grads: Pair<T, B> = grads(on, problem, options, &mut starts)?;
-    let args = BatchNormBackwardTrain {
-        x: x.view(dims, layout)?,
-        dy: dy.view(dims, layout)?,
-        affine: affine.affine(),
-        mean: mean.data(),
-        rstd: rstd.data(),
-        dx: wanted("dx").then(|| dx.view_mut(dims, layout)).transpose()?,
-        grads: grads.grads(),
-        workspace: &mut workspace,
-    };
-    bn.backward_train_into(on, args)?;
-    insert_gradients(on, &mut values, wanted("dx").then_some(dx), &grads)?;
-    Ok(values)
-}
-
-fn batch_norm_eval<T: Element, B: Sliced>(
-    on: &B,
-    problem: &Problem,
-    options: &Options,
-    mut starts: Starts,
-) -> Result<Values> {
-    let bn = batch_norm(problem);
-    let (len, dims, layout) = (problem.last_x().len(), &problem.dims[..], problem.layout);
-    let running = problem.running.as_ref().expect("inference has running statistics");
-    let affine: Pair<T, B> = affine(on, problem, options, &mut starts)?;
-    let x = Placed::<T, B>::new(on, problem.last_x(), starts.next())?;
-    let mut y = Placed::<T, B>::room(on, len, starts.next())?;
-    let mean = Placed::<f32, B>::new(on, &running.mean, starts.next())?;
-    let var = Placed::<f32, B>::new(on, &running.var, starts.next())?;
-    let args = BatchNormEval {
-        x: x.view(dims, layout)?,
-        y: y.view_mut(dims, layout)?,
-        affine: affine.affine(),
-        running_mean: mean.data(),
-        running_var: var.data(),
-    };
-    bn.forward_eval_into(on, args)?;
-
-    let wanted = |name| !options.without.contains(&name);
-    let dy = Placed::<T, B>::new(on, &problem.dy, starts.next())?;
-    let mut dx = Placed::<T, B>::room(on, len, starts.next())?;
-    let mut grads: Pair<T, B> = grads(on, problem, options, &mut starts)?;
-    let mut workspace = bn.workspace_for(on, x.view(dims, layout)?)?;
-    let args = BatchNormBackwardEval {
-        x: x.view(dims, layout)?,
-        dy: dy.view(dims, layout)?,
-        affine: affine.affine(),
-        running_mean: mean.data(),
-        running_var: var.data(),
-        dx: wanted("dx").then(|| dx.view_mut(dims, layout)).transpose()?,
-        grads: grads.grads(),
-        workspace: &mut workspace,
-    };
-    bn.backward_eval_into(on, args)?;
-    let mut values = Values::from([("y", y.read(on)?)]);
-    insert_gradients(on, &mut values, wanted("dx").then_some(dx), &grads)?;
-    Ok(values)
-}
-
-fn insert_gradients<T: Element, B: Sliced>(
-    on: &B,
-    values: &mut Values,
-    dx: Option<Placed<T, B>>,
-    grads: &Pair<T, B>,
-) -> Result<()> {
-    if let Some(dx) = dx {
-        values.insert("dx", dx.read(on)?);
-    }
-    let [dweight, dbias] = grads.read(on)?;
-    values.extend(dweight.map(|v| ("dgamma", v)));
-    values.extend(dbias.map(|v| ("dbeta", v)));
-    Ok(())
-}
-
-fn layer_norm<T: Element, B: Sliced>(
-    on: &B,
-    problem: &Problem,
-    options: &Options,
-    mut starts: Starts,
-) -> Result<Values> {
-    let (len, dims, layout) = (problem.last_x().len(), &problem.dims[..], problem.layout);
-    let rows = dims[..dims.len() - problem.norm_dims].iter().product();
-    let wanted = |name| !options.without.contains(&name);
-    let affine: Pair<T, B> = affine(on, problem, options, &mut starts)?;
-    let x = Placed::<T, B>::new(on, problem.last_x(), starts.next())?;
-    let mut y = Placed::<T, B>::room(on, len, starts.next())?;
-    let mut mean = Placed::<f32, B>::room(on, rows, starts.next())?;
-    let mut rstd = Placed::<f32, B>::room(on, rows, starts.next())?;
-    let args = LayerNormForward {
-        x: x.view(dims, layout)?,
-        y: y.view_mut(dims, layout)?,
-        affine: affine.affine(),
-        mean: wanted("mean").then(|| mean.data_mut()),
-        rstd: wanted("rstd").then(|| rstd.data_mut()),
-    };
-    LayerNorm::new(problem.cols()).eps(problem.eps).forward_into(on, args)?;
-    let mut values = Values::from([("y", y.read(on)?)]);
-    if wanted("mean") {
-        values.insert("mean", mean.read(on)?);
-    }
-    if wanted("rstd") {
-        values.insert("rstd", rstd.read(on)?);
-    }
-    Ok(values)
 }
