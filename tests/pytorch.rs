@@ -42,6 +42,7 @@ pub(crate) fn blank(op: Op, dims: &[usize]) -> Problem {
         momentum: None,
         batches: 0,
         old_grads: None,
+        data: None,
     }
 }
 
