@@ -9,8 +9,8 @@ use warpnorm::{Element, LayerNorm, Layout, RmsNorm};
 
 use crate::support::{on_every_backend, run::Sliced};
 use call::{
-    Backward, BackwardEval, Batch, CHANNEL_OPS, Call, DIMS, Forward, ForwardEval, Group, InPlace, InPlaceEval,
-    Instance, Layer, Method, OPS, Pass, ROW_OPS, Rms, Shape, all_methods, methods,
+    Backward, BackwardEval, Batch, CHANNEL_OPS, Call, DIMS, Forward, ForwardEval, Group, InPlace,
+    InPlaceEval, Instance, Layer, Method, OPS, Pass, ROW_OPS, Rms, Shape, all_methods, methods,
 };
 
 on_every_backend!(

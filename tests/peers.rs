@@ -216,7 +216,8 @@ fn one_dnn_shapes_pass_with_every_flag<T: Element, B: Sliced>(on: &B) {
     let shapes: [&[usize]; 6] =
         [&[2, 23], &[2, 32, 32], &[5, 33, 27], &[2, 200, 3, 2], &[1, 19, 4, 6, 6], &[1, 257, 3, 3]];
     let flags = [(Op::BatchNormTrain, "C"), (Op::BatchNormTrain, "HR"), (Op::BatchNormTrain, "CHA")];
-    let flags = [&flags[..], &[(Op::BatchNormEval, "H"), (Op::BatchNormEval, "CR"), (Op::BatchNormEval, "A")]];
+    let flags =
+        [&flags[..], &[(Op::BatchNormEval, "H"), (Op::BatchNormEval, "CR"), (Op::BatchNormEval, "A")]];
     let flags = flags.concat();
     for (seed, dims) in shapes.into_iter().enumerate() {
         for (i, &(op, flags)) in flags.iter().enumerate() {

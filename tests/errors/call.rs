@@ -239,8 +239,7 @@ impl Call {
         b: &mut Buffers<T, B>,
     ) -> Result<()> {
         let affine = Affine::Same { weight: Some(b.weight.data()), bias: Some(b.bias.data()) };
-        let grads =
-            AffineGrad::F32 { dweight: Some(b.dweight.data_mut()), dbias: Some(b.dbias.data_mut()) };
+        let grads = AffineGrad::F32 { dweight: Some(b.dweight.data_mut()), dbias: Some(b.dbias.data_mut()) };
         let running = RunningStatsMut {
             mean: b.running_mean.data_mut(),
             var: b.running_var.data_mut(),

@@ -37,8 +37,7 @@ fn expect_fresh<B: Sliced>(on: &B, running: &RunningStats<B>) {
 const OTHER_DY: &str = "`dy` is [3, 2, 5], it must be [3, 2, 4] like `x`";
 
 fn batch_norm_refuses_alike<T: Element, B: Sliced>(on: &B) {
-    let (x, other, flat) =
-        (zeros::<T, B>(on, &[3, 2, 4]), zeros(on, &[3, 2, 5]), zeros::<T, B>(on, &[24]));
+    let (x, other, flat) = (zeros::<T, B>(on, &[3, 2, 4]), zeros(on, &[3, 2, 5]), zeros::<T, B>(on, &[24]));
     let bn = BatchNorm::new(2);
     let mut running = RunningStats::new(on, 2).unwrap();
     let mut train = |bn: BatchNorm, x: &Tensor<T, B>| {
@@ -56,7 +55,10 @@ fn batch_norm_refuses_alike<T: Element, B: Sliced>(on: &B) {
     assert_eq!(train(bn.virtual_batch(2), &x), message);
     assert_eq!(said(bn.virtual_batch(2).saved_len(&x.view())), message);
     let steps = bn.statistics(Statistics::PerTimeStep { steps: 2 });
-    assert_eq!(said(steps.workspace(on, &zeros::<T, B>(on, &[3, 4, 2]))), "`x` has 3 time steps, this BatchNorm has 2");
+    assert_eq!(
+        said(steps.workspace(on, &zeros::<T, B>(on, &[3, 4, 2]))),
+        "`x` has 3 time steps, this BatchNorm has 2"
+    );
 
     let three = BatchNorm::new(3);
     let message = "`x` has 2 channels, this BatchNorm has 3";
@@ -68,8 +70,7 @@ fn batch_norm_refuses_alike<T: Element, B: Sliced>(on: &B) {
 }
 
 fn instance_norm_refuses_alike<T: Element, B: Sliced>(on: &B) {
-    let (x, other, flat) =
-        (zeros::<T, B>(on, &[3, 2, 4]), zeros(on, &[3, 2, 5]), zeros::<T, B>(on, &[3, 2]));
+    let (x, other, flat) = (zeros::<T, B>(on, &[3, 2, 4]), zeros(on, &[3, 2, 5]), zeros::<T, B>(on, &[3, 2]));
     let norm = InstanceNorm::new(2);
     let mut running = RunningStats::new(on, 2).unwrap();
     let mut train = |norm: InstanceNorm, x: &Tensor<T, B>| {

@@ -71,8 +71,7 @@ fn a_momentum_that_is_not_finite_is_refused_in_training<T: Element, B: Sliced>(o
 }
 
 fn a_weight_offset_other_than_0_and_1_is_refused<T: Element, B: Sliced>(on: &B) {
-    for (offset, shown) in
-        [(2.0, "2"), (0.5, "0.5"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
+    for (offset, shown) in [(2.0, "2"), (0.5, "0.5"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
     {
         for method in Rms.methods() {
             for dims in [[3, 2, 4], [0, 2, 4]] {
@@ -110,8 +109,7 @@ fn samples_that_no_virtual_batch_divides_are_refused<T: Element, B: Sliced>(on: 
         let mut call = Call::new(Batch);
         call.batch = call.batch.virtual_batch(chunk);
         for method in methods(&[Batch], &[Forward, InPlace, Backward]) {
-            let message =
-                format!("`x` has 3 samples, which are no multiple of the virtual batch of {chunk}");
+            let message = format!("`x` has 3 samples, which are no multiple of the virtual batch of {chunk}");
             call.refused::<T, B>(on, method, &message);
         }
         // Inference has no batches to cut.

@@ -26,7 +26,7 @@ const DEVIATIONS: [f64; 8] = [1.0, 3.0, 0.0, 1.0, 4.0, 1.0, 0.0, 2.0];
 
 /// benchdnn's data: the means are powers of two, and values come in pairs `m (1 + f)` and `m (1 - f)` with `f` of so few
 /// bits that every sum is exact, in any order. Here the standard deviation is a sixteenth of the mean as well, so that
-/// the reciprocal and the output are exact, too: half of a small integer.
+/// its reciprocal and the output are exact, too: half of a small integer.
 fn exact_statistics_have_no_error<T: Element, B: Sliced>(on: &B) {
     let first: [(Op, &[usize]); 9] = [
         (Op::BatchNormTrain, &[2, 3, 64]),
@@ -65,11 +65,16 @@ fn expect_exact<T: Element, B: Sliced>(on: &B, mut problem: Problem) {
     problem.eps = 0.0;
     let got = check::<T, B>(on, &problem, &Options::default());
     let [mean, _, rstd] = problem.op.statistics().unwrap();
+    // Threads share the rows of a tensor with the channels last, and merging unequal shares divides by what is no power
+    // of two. The mean stays exact: it is that of every share.
+    let even = problem.layout == Layout::ChannelsFirst || problem.channels().is_power_of_two();
+    let what = format!("{:?} {:?}", problem.op, problem.dims);
     for group in 0..geometry.groups {
-        let expected = (mean_of(group), 16.0 / mean_of(group).abs());
-        assert_eq!((got[mean][group], got[rstd][group]), expected, "group {group} of {:?}", problem.dims);
+        let (exact_mean, exact_rstd) = (mean_of(group), 16.0 / mean_of(group).abs());
+        assert_eq!(got[mean][group], exact_mean, "mean {group} of {what}");
+        assert!(!even || got[rstd][group] == exact_rstd, "deviation {group} of {what}");
     }
-    assert_eq!(got["y"], exact, "{:?} {:?}", problem.op, problem.dims);
+    assert!(!even || got["y"] == exact, "y of {what}");
 }
 
 /// burn's group of 65,536 values: in 16 bits their sum is not what it should be.
