@@ -81,7 +81,7 @@ impl RowOp {
         let ForwardTensors { x, y, sum, affine, mean, rstd } = tensors;
         let x_dims = x.as_ref().map_or(y.dims, |x| x.dims);
         let shape = self.shape(&x_dims)?;
-        let rows = Rows::new(shape, &x_dims);
+        let rows = Rows { op: self.name, shape, x: &x_dims };
         let y_stride = rows.check("y", &y.dims)?;
         let mut row_sum = None;
         if let Some((residual, h)) = sum {
@@ -120,7 +120,7 @@ impl RowOp {
     ) -> Result<()> {
         let BackwardTensors { x, dy, dh, affine, mean, rstd, dx, grads, accumulate, workspace } = tensors;
         let shape = self.shape(&x.dims)?;
-        let rows = Rows::new(shape, &x.dims);
+        let rows = Rows { op: self.name, shape, x: &x.dims };
         let dy = Strided { stride: rows.check("dy", &dy.dims)?, data: dy.data };
         let dh = match dh {
             Some(dh) => Some(Strided { stride: rows.check("dh", &dh.dims)?, data: dh.data }),
@@ -158,18 +158,19 @@ impl RowOp {
 
 /// The rows of a call: what every tensor of it must be like.
 struct Rows<'a> {
+    op: &'static str,
     shape: RowShape,
     x: &'a Dims,
 }
 
-impl<'a> Rows<'a> {
-    fn new(shape: RowShape, x: &'a Dims) -> Self {
-        Self { shape, x }
-    }
-
+impl Rows<'_> {
     /// The stride of a tensor that is shaped like `x`.
     fn check(&self, arg: &'static str, dims: &Dims) -> Result<usize> {
         self.x.check_same(arg, dims)?;
+        if self.shape.rows() == 1 {
+            // The first dimension may be part of the row, which has no gaps.
+            dims.check_dense(arg, self.op)?;
+        }
         Ok(self.shape.stride(dims))
     }
 }
