@@ -4,8 +4,9 @@
 //! `cargo run --release --no-default-features --features emulator-check --example traffic`
 //!
 //! The floor is every tensor of the call that is not per channel, row or column, read or written once. Every read
-//! counts, also one that a GPU would answer from its caches: a kernel that owns a channel or a long row reads its input
-//! twice, and the second time it comes from there. bf16 moves what f16 does.
+//! counts, also one that a GPU answers from its caches: that of a kernel that reads its input twice, and those of
+//! statistics and parameters, which each thread makes for its channel and each row norm for its row. bf16 moves what
+//! f16 does.
 
 #[cfg(not(feature = "emulator-check"))]
 fn main() -> std::process::ExitCode {
@@ -79,8 +80,8 @@ mod report {
         dy: Tensor<T, Emulated>,
         /// The residual of a forward pass, or the gradient that reaches it by other ways.
         other: Tensor<T, Emulated>,
-        weight: Tensor<f32, Emulated>,
-        bias: Tensor<f32, Emulated>,
+        weight: Tensor<T, Emulated>,
+        bias: Tensor<T, Emulated>,
     }
 
     impl<T: Element> Problem<T> {
@@ -92,7 +93,8 @@ mod report {
                 let tensor = Tensor::from_slice(&on, &data, dims)?;
                 Ok(if channels_last { tensor.channels_last() } else { tensor })
             };
-            let vector = |value: f32| Tensor::from_slice(&on, &vec![value; channels], &[channels]);
+            let vector =
+                |value: f32| Tensor::from_slice(&on, &vec![T::from_f32(value); channels], &[channels]);
             Ok(Self {
                 on,
                 dims: dims.to_vec(),
@@ -106,7 +108,7 @@ mod report {
         }
 
         fn affine(&self) -> Affine<'_, T, Emulated> {
-            Affine::f32(&self.weight, &self.bias)
+            Affine::same(&self.weight, &self.bias)
         }
 
         /// Another tensor like `x`.
@@ -211,9 +213,12 @@ mod report {
             self.line("BatchNorm residual relu bwd", 5, || bn.backward_train_into(on, args))
         }
 
+        /// The bare ones have neither weight nor bias.
         fn row_norms(&self) -> Result<()> {
             let (on, x, dy) = (&self.on, &self.x, &self.dy);
             let ln = LayerNorm::new(self.channels);
+            let saved = self.line("LayerNorm bare fwd", 2, || ln.forward(on, x, Affine::None))?;
+            self.line("LayerNorm bare bwd", 3, || ln.backward(on, x, dy, Affine::None, &saved))?;
             let saved = self.line("LayerNorm fwd", 2, || ln.forward(on, x, self.affine()))?;
             self.line("LayerNorm bwd", 3, || ln.backward(on, x, dy, self.affine(), &saved))?;
             let forward = || ln.forward_residual(on, x, &self.other, self.affine());
@@ -235,6 +240,8 @@ mod report {
             self.line("LayerNorm residual bwd", 4, || ln.backward_into(on, args))?;
 
             let rms = RmsNorm::new(self.channels);
+            let saved = self.line("RmsNorm bare fwd", 2, || rms.forward(on, x, Affine::None))?;
+            self.line("RmsNorm bare bwd", 3, || rms.backward(on, x, dy, Affine::None, &saved))?;
             let saved = self.line("RmsNorm fwd", 2, || rms.forward(on, x, self.affine()))?;
             self.line("RmsNorm bwd", 3, || rms.backward(on, x, dy, self.affine(), &saved))?;
             let forward = || rms.forward_residual(on, x, &self.other, self.affine());
