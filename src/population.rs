@@ -9,9 +9,9 @@ use crate::{Affine, Backend, BatchNorm, Element, Error, Result, RunningStats, Te
 ///
 /// `mean = mean_a + (mean_b - mean_a) * n_b / n`, `M2 = M2_a + M2_b + (mean_b - mean_a)² * n_a * n_b / n`
 ///
-/// One more pass over the data with the weights frozen gives a network the statistics of the original paper's inference;
-/// [`merge`](Self::merge) joins those of several workers. The result does not depend on how the data is cut into
-/// batches, but for rounding.
+/// One more pass over the data with the weights frozen gives a trained network exact statistics for inference (Wu and
+/// Johnson, [arXiv:2105.07576](https://arxiv.org/abs/2105.07576)); [`merge`](Self::merge) joins those of several
+/// workers. The result does not depend on how the data is cut into batches, but for rounding.
 ///
 /// ```
 /// use warpnorm::{BatchNorm, Cpu, PopulationStats, Tensor};
