@@ -54,7 +54,7 @@ pub enum Statistics {
 ///
 /// # Beside other libraries
 ///
-/// | | here | PyTorch | ONNX | Keras |
+/// | | here | PyTorch | ONNX | Keras 3 |
 /// |---|---|---|---|---|
 /// | running variance | unbiased | unbiased | biased | biased |
 /// | `momentum` weighs | the new value, 0.1 | the new value, 0.1 | the old value, 0.9 | the old value, 0.99 |
