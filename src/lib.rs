@@ -9,9 +9,9 @@
 //! | [`LayerNorm`], [`RmsNorm`] | trailing dimensions, per row | column | `norm(x + residual)` |
 //!
 //! All have forward and backward passes, for `f32`, [`f16`](half::f16) and [`bf16`](half::bf16), and a forward pass in
-//! place. The *channel norms*, the first three, take both [`Layout`]s; the *row norms* take [strided views](View::strided).
-//! [`PopulationStats`] are the statistics of many batches, and [`BatchNorm::fold`] makes a BatchNorm part of the layer
-//! before it.
+//! place. The *channel norms*, the first three, take both [`Layout`]s; the *row norms* take
+//! [strided views](View::strided). [`PopulationStats`] are the statistics of many batches, and [`BatchNorm::fold`] makes
+//! a BatchNorm part of the layer before it.
 //!
 //! Every op comes on two levels. The *convenience* level takes [`Tensor`]s and allocates what it returns:
 //!

@@ -61,8 +61,8 @@ impl PopulationStats {
     ///
     /// # Errors
     ///
-    /// As [`BatchNorm::forward_train`], [`Error::Length`] where `norm` has another number of running statistics, and [`Error::Unsupported`] for a `norm` with a virtual batch, whose statistics
-    /// are not those of the batch.
+    /// As [`BatchNorm::forward_train`], [`Error::Length`] where `norm` has another number of running statistics, and
+    /// [`Error::Unsupported`] for a `norm` with a virtual batch, whose statistics are not those of the batch.
     pub fn observe<T: Element, B: Backend>(
         &mut self,
         norm: &BatchNorm,
