@@ -20,30 +20,33 @@ struct ParamSums {
   bool accumulate;
 };
 
+struct FoldedSums {
+  CompensatedSum dy, dy_x_hat;
+
+  __device__ __forceinline__ static FoldedSums empty() { return {CompensatedSum::empty(), CompensatedSum::empty()}; }
+
+  __device__ __forceinline__ void merge(const FoldedSums& other) {
+    dy.merge(other.dy);
+    dy_x_hat.merge(other.dy_x_hat);
+  }
+};
+
 /// A block owns `columns` neighboring columns, a power of two up to 32; its other threads share their rows.
 template <class T> __global__ void __launch_bounds__(kThreads) fold_params_kernel(const ParamSums sums, int columns) {
-  constexpr int kChain = 256;
-  const int64_t col = int64_t(blockIdx.x) * columns + threadIdx.x % columns;
+  const int thread = threadIdx.x;
+  const int64_t col = int64_t(blockIdx.x) * columns + thread % columns;
   const int peers = kThreads / columns;
-  using Stat = GradSums<1>;
-  Stat all = Stat::empty();
+  FoldedSums all = FoldedSums::empty();
   if (col < sums.cols) {
-    Stat chain = Stat::empty();
-    int length = 0;
-    for (int64_t row = threadIdx.x / columns; row < sums.rows; row += peers) {
-      chain.dy[0] += sums.dy[row * sums.cols + col];
-      chain.dy_x_hat[0] += sums.dy_x_hat[row * sums.cols + col];
-      if (++length < kChain) continue;
-      all.merge(chain);
-      chain = Stat::empty();
-      length = 0;
+    for (int64_t row = thread / columns; row < sums.rows; row += peers) {
+      all.dy.add(sums.dy[row * sums.cols + col]);
+      all.dy_x_hat.add(sums.dy_x_hat[row * sums.cols + col]);
     }
-    all.merge(chain);
   }
   all = block_merge<kWarp>(all, columns);
-  if (threadIdx.x >= columns || col >= sums.cols) return;
-  ParamsOut<T>{sums.dweight, sums.grad_dtype == WN_F32, sums.accumulate}.put(col, all.dy_x_hat[0]);
-  ParamsOut<T>{sums.dbias, sums.grad_dtype == WN_F32, sums.accumulate}.put(col, all.dy[0]);
+  if (thread >= columns || col >= sums.cols) return;
+  ParamsOut<T>{sums.dweight, sums.grad_dtype == WN_F32, sums.accumulate}.put(col, all.dy_x_hat.total());
+  ParamsOut<T>{sums.dbias, sums.grad_dtype == WN_F32, sums.accumulate}.put(col, all.dy.total());
 }
 
 }  // namespace WN_NAMESPACE
