@@ -307,7 +307,7 @@ impl RowShape {
         let shape = Self::new(rows, cols).ok_or_else(|| Error::TooLarge {
             arg,
             dims: all.to_vec(),
-            limit: "2^31 columns, 2^40 rows or 2^46 elements, and more",
+            limit: "2^31 columns, 2^37 rows or 2^46 elements, and more",
         })?;
         if rank == 0 {
             // The row itself would have gaps.
@@ -317,10 +317,10 @@ impl RowShape {
         Ok(Self { block: all[1..rank].iter().product::<usize>().max(1), ..shape })
     }
 
-    /// Dense rows; `None` where `cols` does not fit in `i32`, or there are more than 2^40 rows or 2^46 elements.
+    /// Dense rows; `None` where `cols` does not fit in `i32`, or there are more than 2^37 rows or 2^46 elements.
     pub fn new(rows: usize, cols: usize) -> Option<Self> {
         i32::try_from(cols).ok()?;
-        let fits = rows <= 1 << 40 && rows.checked_mul(cols)? <= ChannelShape::MAX_LEN;
+        let fits = rows <= 1 << 37 && rows.checked_mul(cols)? <= ChannelShape::MAX_LEN;
         fits.then_some(Self { rows, cols, block: rows.max(1) })
     }
 
