@@ -148,7 +148,7 @@ fn a_shape_that_kernels_cannot_index_is_refused<T: Element, B: Sliced>(on: &B) {
     for method in methods(&ROW_OPS, &OWN) {
         let mut call = Call::shaped(method.0, &[0, 1 << 31]);
         (call.layer, call.rms) = (LayerNorm::new(1 << 31), RmsNorm::new(1 << 31));
-        let limit = "2^31 columns, 2^40 rows or 2^46 elements, and more";
+        let limit = "2^31 columns, 2^37 rows or 2^46 elements, and more";
         let message = format!("`x` of [0, 2147483648] is too large: {limit}");
         call.refused::<T, B>(on, method, &message);
 
