@@ -205,7 +205,7 @@ fn channel_vec(shape: ChannelShape, dtype: DType, align: usize) -> usize {
     let wide = VEC_BYTES / dtype.size();
     // Whichever lies side by side: positions of a channel, or channels.
     let run = if shape.inner() == 1 { shape.channels() } else { shape.inner() };
-    if align.is_multiple_of(VEC_BYTES) && run.is_multiple_of(wide) { wide } else { 1 }
+    if !shape.is_empty() && align.is_multiple_of(VEC_BYTES) && run.is_multiple_of(wide) { wide } else { 1 }
 }
 
 /// How the elements of a row are shared.
@@ -401,12 +401,11 @@ mod tests {
             assert!(plan.vec == 1 || plan.vec * dtype.size() == VEC_BYTES && align >= 16, "{plan:?}");
             assert!(plan.strategy == RowStrategy::BlockPerRow || cols <= WARP_ROW, "{plan:?}");
             assert!(plan.parts * plan.span >= rows, "all rows: {plan:?}");
-            let most = match plan.strategy {
-                RowStrategy::WarpPerRow => WARP_ROWS_PER_PART,
-                RowStrategy::BlockPerRow => BLOCK_ROWS_PER_PART,
+            let (most, tiles) = match plan.strategy {
+                RowStrategy::WarpPerRow => (WARP_ROWS_PER_PART, 1),
+                RowStrategy::BlockPerRow => (BLOCK_ROWS_PER_PART, cols.div_ceil(MAX_COLUMNS * plan.vec)),
             };
             assert!(plan.span <= most, "chain of rows: {plan:?}");
-            let tiles = cols.div_ceil(MAX_COLUMNS * plan.vec).max(1);
             assert!(plan.parts * tiles <= MAX_BLOCKS, "the grid fits: {plan:?}");
             assert_eq!(plan.workspace(shape).max(enough), enough, "the workspace is enough: {plan:?}");
             let alone = RowPlan::new(RowShape::new(1, cols).unwrap(), dtype, align, device);

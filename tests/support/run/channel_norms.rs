@@ -6,8 +6,7 @@ use warpnorm::{
     GroupNormInPlace, InstanceNorm, Result, RunningStatsMut, View, Workspace,
 };
 
-use super::{Pair, Placed, Run, Sliced, UNWRITTEN};
-use crate::support::problem::Values;
+use super::{Pair, Placed, Run, Sliced, UNWRITTEN, Values};
 
 /// An op that normalizes with statistics of the tensor at hand.
 pub(super) trait ChannelNorm {
