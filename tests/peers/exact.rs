@@ -55,9 +55,11 @@ fn expect_exact<T: Element, B: Sliced>(on: &B, mut problem: Problem) {
     let geometry = problem.geometry();
     let mut seen = vec![0_usize; geometry.groups];
     let mut exact = vec![0.0; problem.dy.len()];
-    let mean_of = |group: usize| (1 << (group % 5)) as f64 * if group.is_multiple_of(2) { 0.25 } else { -0.25 };
+    let mean_of =
+        |group: usize| (1 << (group % 5)) as f64 * if group.is_multiple_of(2) { 0.25 } else { -0.25 };
     for (i, &group) in geometry.group.iter().enumerate() {
-        let deviation = DEVIATIONS[seen[group] / 2 % 8] * if seen[group].is_multiple_of(2) { 1.0 } else { -1.0 };
+        let deviation =
+            DEVIATIONS[seen[group] / 2 % 8] * if seen[group].is_multiple_of(2) { 1.0 } else { -1.0 };
         seen[group] += 1;
         problem.x[0][i] = mean_of(group) * (1.0 + deviation / 32.0);
         exact[i] = deviation / 2.0 * mean_of(group).signum();
