@@ -1,4 +1,4 @@
-//! LayerNorm, forward.
+//! LayerNorm.
 
 use warpnorm::{Affine, DType, Element, LayerNorm, Tensor};
 
@@ -121,9 +121,11 @@ fn nan_and_infinity_poison_only_their_own_row<T: Element, B: Sliced>(on: &B) {
             let got = outputs::<T, B>(on, &problem, &Options::default());
             assert!(got["y"][sick * cols..(sick + 1) * cols].iter().all(|y| y.is_nan()));
             assert!(!got["mean"][sick].is_finite() && !got["rstd"][sick].is_finite());
-            for (name, got) in bits(&got) {
+            // The gradients of weight and bias are sums over all rows.
+            for (name, got) in bits(&got).into_iter().filter(|(name, _)| !["dgamma", "dbeta"].contains(name))
+            {
                 for (i, (got, clean)) in got.iter().zip(&clean[name]).enumerate() {
-                    let row = if name == "y" { i / cols } else { i };
+                    let row = if ["y", "dx"].contains(&name) { i / cols } else { i };
                     assert!(row == sick || got == clean, "{name}[{i}] of row {row} changed with row {sick}");
                 }
             }
@@ -135,7 +137,11 @@ fn no_rows_give_no_output<T: Element, B: Sliced>(on: &B) {
     for dims in [&[0, 5][..], &[3, 0, 5], &[0, 1025]] {
         let got =
             outputs::<T, B>(on, &layer_norm(dims, 1, 1).rounded(T::DTYPE, DType::F32), &Options::default());
-        assert!(got.values().all(Vec::is_empty));
+        for (name, values) in got {
+            // Sums over nothing.
+            let zeros = vec![0.0; if ["dgamma", "dbeta"].contains(&name) { dims[dims.len() - 1] } else { 0 }];
+            assert_eq!(values, zeros, "{name}");
+        }
     }
 }
 
@@ -143,10 +149,21 @@ fn outputs_that_are_not_asked_for_do_not_change_the_others<T: Element, B: Sliced
     for dims in [[3, 33], [5, 1024]] {
         let problem = layer_norm(&dims, 1, 6).rounded(T::DTYPE, DType::F32);
         let all = bits(&outputs::<T, B>(on, &problem, &Options::default()));
-        let without: [&'static [&'static str]; 3] = [&["mean"], &["rstd"], &["mean", "rstd"]];
+        let without: [&'static [&'static str]; 8] = [
+            &["mean"],
+            &["rstd"],
+            &["mean", "rstd"],
+            &["dx"],
+            &["dgamma"],
+            &["dbeta"],
+            &["dgamma", "dbeta"],
+            &["dx", "dbeta"],
+        ];
         for without in without {
             let got = bits(&outputs::<T, B>(on, &problem, &Options { without, ..Options::default() }));
-            assert_eq!(got.len() + without.len(), all.len());
+            // Without the saved statistics there is no backward pass.
+            let backward = if without.contains(&"mean") || without.contains(&"rstd") { 3 } else { 0 };
+            assert_eq!(got.len() + without.len() + backward, all.len());
             for (name, got) in &got {
                 assert_eq!(got, &all[name], "{name} without {without:?}");
             }
@@ -161,9 +178,17 @@ fn a_row_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on: &
         for row in [0, rows / 2, rows - 1] {
             let mut alone = problem.clone();
             alone.dims[0] = 1;
-            alone.x = vec![problem.x[0][row * cols..(row + 1) * cols].to_vec()];
+            let of_row = |values: &[f64]| values[row * cols..(row + 1) * cols].to_vec();
+            alone.x = vec![of_row(&problem.x[0])];
+            alone.dy = of_row(&problem.dy);
             let alone = bits(&outputs::<T, B>(on, &alone, &Options::default()));
-            assert_eq!(alone["y"], all["y"][row * cols..(row + 1) * cols], "row {row} of [{rows}, {cols}]");
+            for name in ["y", "dx"] {
+                assert_eq!(
+                    alone[name],
+                    all[name][row * cols..(row + 1) * cols],
+                    "{name} {row} of [{rows}, {cols}]"
+                );
+            }
             assert_eq!((alone["mean"][0], alone["rstd"][0]), (all["mean"][row], all["rstd"][row]));
         }
     }
