@@ -11,7 +11,10 @@ mod emulator;
 mod errors;
 mod golden;
 mod gradients;
+#[cfg(feature = "emulator")]
+mod kernels;
 mod layer_norm;
 mod onnx;
 mod peers;
 mod pytorch;
+mod sums;
