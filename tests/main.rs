@@ -14,6 +14,7 @@ mod gradients;
 #[cfg(feature = "emulator")]
 mod kernels;
 mod layer_norm;
+mod naive;
 mod onnx;
 mod peers;
 mod pytorch;
