@@ -1,5 +1,6 @@
 //! Refusals: what they say, and that a refused call has written nothing.
 
+mod buffers;
 mod call;
 mod conveniences;
 mod settings;

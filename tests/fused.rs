@@ -8,8 +8,7 @@ use warpnorm::{
 use crate::support::{
     check,
     data::{
-        Rng, accumulating, batch_norm_eval, every_channel_norm, every_op, layer_norm, rms_norm,
-        with_residual,
+        Rng, accumulating, batch_norm_eval, every_channel_norm, every_op, layer_norm, rms_norm, with_residual,
     },
     expect_same_bits, on_every_backend, outputs,
     problem::{Problem, Running},

@@ -18,6 +18,7 @@ mod instance_norm;
 #[cfg(feature = "emulator")]
 mod kernels;
 mod layer_norm;
+mod naive;
 mod onnx;
 mod peers;
 mod pytorch;
