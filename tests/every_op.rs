@@ -55,10 +55,13 @@ fn subnormal_values_are_not_flushed<T: Element, B: Sliced>(on: &B) {
         for mut problem in every_op(9, layout, 6) {
             problem.x = vec![Rng(7).normals(problem.dy.len(), 0.0, sd)];
             problem.bias = None; // beside it the rest would not be seen
+            let mut options = Options::default();
             if let Some(running) = problem.running.as_mut().filter(|_| problem.op.statistics().is_none()) {
                 running.mean.fill(0.0);
+                // These do not make x_hat larger, and the digits that it lacks are missing from this sum, too.
+                options.without = &["dgamma"];
             }
-            check::<T, B>(on, &problem, &Options::default());
+            check::<T, B>(on, &problem, &options);
         }
     }
 }

@@ -82,12 +82,11 @@ fn long_rows_stay_within_the_rule<T: Element, B: Sliced>(on: &B) {
 /// The gradients of weight and bias are sums over the rows.
 fn many_rows_stay_within_the_rule<T: Element, B: Sliced>(on: &B) {
     let all: &[[usize; 2]] = match small() {
-        true => &[[3001, 3], [517, 33]],
-        false => &[[40_001, 3], [9001, 8], [2049, 35], [1500, 64]],
+        true => &[[2001, 3], [517, 33]],
+        false => &[[20_001, 3], [4001, 8], [1025, 35], [700, 64]],
     };
     for (seed, dims) in all.iter().enumerate() {
         for mut problem in both(dims, 1, seed as u64) {
-            check::<T, B>(on, &problem, &Options::default());
             // All of one sign and following x, so that neither the sums nor their roundings cancel.
             problem.dy = problem.x[0].iter().map(|x| x.abs() + 0.1).collect();
             check::<T, B>(on, &problem, &Options::default());
