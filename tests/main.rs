@@ -9,8 +9,12 @@ mod elements;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod errors;
+mod every_op;
+mod fused;
 mod golden;
 mod gradients;
+mod group_norm;
+mod instance_norm;
 #[cfg(feature = "emulator")]
 mod kernels;
 mod layer_norm;
@@ -18,4 +22,7 @@ mod naive;
 mod onnx;
 mod peers;
 mod pytorch;
+mod rms_norm;
+mod row_norm;
+mod segments;
 mod sums;

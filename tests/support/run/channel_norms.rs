@@ -157,7 +157,6 @@ impl<T: Element, B: Sliced> Run<'_, T, B> {
             if step > 0 {
                 x = self.tensor(batch)?;
             }
-            // What the op itself would take is another number, which must not be used.
             let momentum = match options.device_momentum {
                 true => Some(self.vector(&[problem.momentum_at(step)])?),
                 false => None,
