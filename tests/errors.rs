@@ -158,12 +158,12 @@ fn a_shape_that_kernels_cannot_index_is_refused<T: Element, B: Sliced>(on: &B) {
             let none = none.with_all(&Shape::dense(&[rows, 0]));
             Call { layer: LayerNorm::new(0), rms: RmsNorm::new(0), ..none }
         };
-        let message = format!("`x` of [137438953473, 0] is too large: {limit}");
-        rows((1 << 37) + 1).refused::<T, B>(on, method, &message);
+        let message = format!("`x` of [137438953472, 0] is too large: {limit}");
+        rows(1 << 37).refused::<T, B>(on, method, &message);
         // One row less is a shape, for which the statistics are too few.
         let arg = if method.0 == Rms { "rstd" } else { "mean" };
-        let message = format!("`{arg}` has 3 elements, the shape needs 137438953472");
-        rows(1 << 37).refused::<T, B>(on, method, &message);
+        let message = format!("`{arg}` has 3 elements, the shape needs 137438953471");
+        rows((1 << 37) - 1).refused::<T, B>(on, method, &message);
     }
     for method in all_methods() {
         let message =

@@ -214,7 +214,19 @@ template <class Stat> struct Cascade {
   }
 };
 
-/// Reciprocal standard deviation. Not rsqrtf, which may err by two units in the last place.
-__device__ __forceinline__ float reciprocal_std(float var, float eps) { return 1.f / sqrtf(var + eps); }
+/// 1 / sqrt(var + eps), to little more than half a unit in the last place of what it is given: gradients multiply by it
+/// up to three times.
+__device__ __forceinline__ float reciprocal_std(float var, float eps) {
+  const float sum = var + eps;
+  const float rough = 1.f / sqrtf(sum);
+  if (!(sum > 0.f && rough > 0.f)) return rough;  // zero, infinity and NaN are beyond improvement
+  // One step of Newton's method, with the rounding of the sum and of the products in it.
+  const float added = sum - var;
+  const float lost = (var - (sum - added)) + (eps - added);
+  const float product = sum * rough;
+  const float product_lost = fmaf(sum, rough, -product);
+  const float error = fmaf(-product, rough, 1.f) - (product_lost + lost * rough) * rough;
+  return fmaf(0.5f * rough, error, rough);
+}
 
 }  // namespace WN_NAMESPACE

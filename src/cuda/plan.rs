@@ -415,9 +415,12 @@ mod tests {
 
     #[test]
     fn the_largest_rows_are_planned() {
-        for (rows, cols) in
-            [(1, i32::MAX as usize), (1 << 37, 1), (1 << 36, 1 << 10), (1 << 15, i32::MAX as usize)]
-        {
+        for (rows, cols) in [
+            (1, i32::MAX as usize),
+            ((1 << 37) - 1, 1),
+            ((1 << 36) - 1, 1 << 10),
+            ((1 << 15) - 1, i32::MAX as usize),
+        ] {
             check_row_plans(rows, cols, 16, 132);
             check_row_plans(rows, cols, 2, 132);
         }
