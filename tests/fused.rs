@@ -13,6 +13,7 @@ use crate::support::{
     expect_same_bits, on_every_backend, outputs,
     problem::{Problem, Running},
     run::{Options, Params, Sliced},
+    small,
 };
 
 on_every_backend!(
@@ -117,7 +118,8 @@ fn row_norms(seed: u64) -> Vec<Problem> {
 
 fn a_norm_of_a_sum_gives_the_bits_of_the_sum_and_then_the_norm<T: Element, B: Sliced>(on: &B) {
     for (i, problem) in row_norms(4).into_iter().enumerate() {
-        for (max_start, gap, in_place) in [(0, 0, false), (0, 0, true), (5, 0, false), (3, 8, true)] {
+        let all = [(0, 0, false), (3, 8, true), (0, 0, true), (5, 0, false)];
+        for (max_start, gap, in_place) in all.into_iter().take(if small() { 2 } else { 4 }) {
             let fused = Problem { dh: None, ..with_residual(problem.clone(), i as u64) };
             let options = Options { max_start, gap, in_place, ..Options::default() };
             let mut got = check::<T, B>(on, &fused, &options);

@@ -127,7 +127,8 @@ fn rows_may_have_gaps_between_them<T: Element, B: Sliced>(on: &B) {
     let shapes: [(&[usize], usize); 6] =
         [(&[5, 7], 1), (&[3, 64], 1), (&[3, 2, 32], 1), (&[4, 3, 5], 2), (&[2, 1025], 1), (&[3, 4096], 1)];
     for (dims, norm_dims) in shapes {
-        for (gap, max_start) in [(1, 0), (8, 0), (16, 3), (63, 7)] {
+        let all = [(1, 0), (16, 3), (8, 0), (63, 7)];
+        for (gap, max_start) in all.into_iter().take(if small() { 2 } else { 4 }) {
             for problem in both(dims, norm_dims, gap as u64) {
                 for in_place in [false, true] {
                     check::<T, B>(on, &problem, &Options { gap, max_start, in_place, ..Options::default() });
