@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let bn = BatchNorm::new(dims[1]);
     // On the device, where replays read it: 0 while warming up, so that this leaves no trace.
-    let mut momentum = Tensor::zeros(&on, &[1])?;
+    let momentum = Tensor::zeros(&on, &[1])?;
     let mut running = RunningStats::new(&on, dims[1])?;
     let mut workspace = bn.workspace(&on, &x)?;
     let mut step = || -> warpnorm::Result<()> {

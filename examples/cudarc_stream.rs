@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut workspace = bn.workspace_for(&on, on.view(&x, &dims)?)?;
     let args = BatchNormTrain {
         x: on.view(&x, &dims)?,
+        residual: None,
         y: on.view_mut(&mut y, &dims)?,
         affine: Affine::None,
         mean: None,

@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         const int64_t at = tile.split() * slabs + tile.slab();
 #pragma unroll
         for (int lane = 0; lane < Tile::kLanes; ++lane) {
-          d_sums[at + lane] = stat.dy[lane];
-          d_x_hat_sums[at + lane] = stat.dy_x_hat[lane];
+          d_sums[at + lane] = stat.dy[lane].total();
+          d_x_hat_sums[at + lane] = stat.dy_x_hat[lane].total();
         }
       }
       if (!is_last_block(&counters[tile.tile()], walk.splits)) return;
@@ -136,14 +136,20 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         Stat partial;
 #pragma unroll
         for (int lane = 0; lane < Tile::kLanes; ++lane) {
-          partial.dy[lane] = d_sums[at + lane];
-          partial.dy_x_hat[lane] = d_x_hat_sums[at + lane];
+          partial.dy[lane] = {d_sums[at + lane], 0.f};
+          partial.dy_x_hat[lane] = {d_x_hat_sums[at + lane], 0.f};
         }
         return partial;
       });
     }
   }
 
+  float sum_d[Tile::kLanes], sum_dx_hat[Tile::kLanes];
+#pragma unroll
+  for (int lane = 0; lane < Tile::kLanes; ++lane) {
+    sum_d[lane] = stat.dy[lane].total();
+    sum_dx_hat[lane] = stat.dy_x_hat[lane].total();
+  }
   if (tile.rank() == 0 && tile.live()) {
     const bool is_f32 = args.grad_dtype == WN_F32;
     const ParamsOut<T> dweight{walk.segments == 1 ? args.dweight : nullptr, is_f32, args.accumulate != 0};
@@ -151,11 +157,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 #pragma unroll
     for (int lane = 0; lane < Tile::kLanes; ++lane) {
       const int64_t i = tile.slab() + lane;
-      dweight.put(i, stat.dy_x_hat[lane]);
-      dbias.put(i, stat.dy[lane]);
+      dweight.put(i, sum_dx_hat[lane]);
+      dbias.put(i, sum_d[lane]);
       if (sums) {
-        sums[i] = stat.dy[lane];
-        sums[slabs + i] = stat.dy_x_hat[lane];
+        sums[i] = sum_d[lane];
+        sums[slabs + i] = sum_dx_hat[lane];
       }
     }
   }
@@ -163,8 +169,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const float inverse_n = 1.f / static_cast<float>(walk.outer * walk.inner);
 #pragma unroll
   for (int lane = 0; lane < Tile::kLanes; ++lane) {
-    slab.mean_g[lane] = slab.weight[lane] * (stat.dy[lane] * inverse_n);
-    slab.mean_gx[lane] = slab.weight[lane] * (stat.dy_x_hat[lane] * inverse_n);
+    slab.mean_g[lane] = slab.weight[lane] * (sum_d[lane] * inverse_n);
+    slab.mean_gx[lane] = slab.weight[lane] * (sum_dx_hat[lane] * inverse_n);
   }
   apply_grad<T, kFused>(tile, args, slab);
 }
@@ -174,26 +180,18 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_combine(const wn_channel_norm_bwd args, int64_t channels, int64_t slabs, const float* sums,
                              float* totals) {
-  constexpr int kChain = 256;  // two levels of this length serve 16 million channels
   const Params<T> weights = weight_params<T>(args.weight, args.param_dtype);
   const int64_t begin = blockIdx.x * args.group;
-  using Stat = GradSums<1>;
-  Stat all = Stat::empty();
-  for (int64_t first = threadIdx.x; first < args.group; first += kChain * kThreads) {
-    Stat chain = Stat::empty();
-    for (int k = 0; k < kChain; ++k) {
-      const int64_t i = first + k * kThreads;
-      if (i >= args.group) break;
-      const float weight = weights.at((begin + i) % channels);
-      chain.dy[0] += weight * sums[begin + i];
-      chain.dy_x_hat[0] += weight * sums[slabs + begin + i];
-    }
-    all.merge(chain);
+  GradSums<1> all = GradSums<1>::empty();
+  for (int64_t i = threadIdx.x; i < args.group; i += kThreads) {
+    const float weight = weights.at((begin + i) % channels);
+    all.dy[0].add(weight * sums[begin + i]);
+    all.dy_x_hat[0].add(weight * sums[slabs + begin + i]);
   }
   all = block_merge<1>(all, 1);
   if (threadIdx.x == 0) {
-    totals[blockIdx.x] = all.dy[0];
-    totals[gridDim.x + blockIdx.x] = all.dy_x_hat[0];
+    totals[blockIdx.x] = all.dy[0].total();
+    totals[gridDim.x + blockIdx.x] = all.dy_x_hat[0].total();
   }
 }
 

@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   if (!block.writes()) return;
   const Momentum momentum(args);
   const float n = static_cast<float>(segments);
-  momentum.move(args.running_mean, block.col(), total.first / n);
-  momentum.move(args.running_var, block.col(), total.second / n);
+  momentum.move(args.running_mean, block.col(), total.first.total() / n);
+  momentum.move(args.running_var, block.col(), total.second.total() / n);
 }
 
 }  // namespace WN_NAMESPACE

@@ -24,8 +24,8 @@ template <class T> __global__ void __launch_bounds__(kThreads, kMinBlocks) fold_
   const ColumnSums total = block.sum(sums.dy, sums.dy_x_hat, sums.rows);
   if (!block.writes()) return;
   const bool is_f32 = sums.grad_dtype == WN_F32;
-  ParamsOut<T>{sums.dweight, is_f32, sums.accumulate}.put(block.col(), total.second);
-  ParamsOut<T>{sums.dbias, is_f32, sums.accumulate}.put(block.col(), total.first);
+  ParamsOut<T>{sums.dweight, is_f32, sums.accumulate}.put(block.col(), total.second.total());
+  ParamsOut<T>{sums.dbias, is_f32, sums.accumulate}.put(block.col(), total.first.total());
 }
 
 }  // namespace WN_NAMESPACE

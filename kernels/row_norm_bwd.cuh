@@ -22,7 +22,7 @@ struct RowMeans {
 
 __device__ __forceinline__ RowMeans row_means(const wn_row_norm_bwd& args, const GradSums<1>& sums) {
   const float cols = static_cast<float>(args.cols);
-  return {args.rms ? 0.f : sums.dy[0] / cols, sums.dy_x_hat[0] / cols};  // RMSNorm subtracts no mean(g)
+  return {args.rms ? 0.f : sums.dy[0].total() / cols, sums.dy_x_hat[0].total() / cols};  // RMSNorm subtracts no mean(g)
 }
 
 /// Turns x into x_hat.
@@ -231,12 +231,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_block(const
       }
       return loads;
     };
-    Cascade<GradSums<1>> cascade = Cascade<GradSums<1>>::empty();
+    GradSums<1> sums = GradSums<1>::empty();
     for (int64_t col = threadIdx.x * kVec; col < args.cols; col += kStep * kLoads) {
       const int loads = read(col);
-      cascade.push(g, x_hat, loads);
+      sums.push(g, x_hat, loads);
     }
-    const RowMeans means = row_means(args, block_merge<1>(cascade.total(), 1));
+    const RowMeans means = row_means(args, block_merge<1>(sums, 1));
     for (int64_t col = threadIdx.x * kVec; col < args.cols; col += kStep * kLoads) {
       const int loads = read(col);
 #pragma unroll
@@ -285,8 +285,14 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       sums.push(dy, x_hat, loads);
     }
   }
-  store(staged[warp].dy + lane * kVec, sums.dy);
-  store(staged[warp].dy_x_hat + lane * kVec, sums.dy_x_hat);
+  float dy_sums[kVec], dy_x_hat_sums[kVec];
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+    dy_sums[i] = sums.dy[i].total();
+    dy_x_hat_sums[i] = sums.dy_x_hat[i].total();
+  }
+  store(staged[warp].dy + lane * kVec, dy_sums);
+  store(staged[warp].dy_x_hat + lane * kVec, dy_x_hat_sums);
   store_part<kWarp * kVec, kVec>(args, staged, part, parts, first);
 }
 

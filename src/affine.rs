@@ -58,15 +58,15 @@ impl<'a, T: Element, B: Backend> Affine<'a, T, B> {
     }
 
     /// Weight and bias on the host, where there are any.
-    pub(crate) fn download(&self, on: &B) -> Result<(Option<Vec<f64>>, Option<Vec<f64>>)> {
+    pub(crate) fn download(&self, on: &B) -> Result<[Option<Vec<f64>>; 2]> {
         fn wide<P: Element, B: Backend>(on: &B, values: Option<&B::Ref<'_, P>>) -> Result<Option<Vec<f64>>> {
             let values = values.map(|values| on.download(values)).transpose()?;
             Ok(values.map(|v| v.iter().map(|v| f64::from(v.to_f32())).collect()))
         }
         Ok(match self {
-            Self::None => (None, None),
-            Self::Same { weight, bias } => (wide(on, weight.as_ref())?, wide(on, bias.as_ref())?),
-            Self::F32 { weight, bias } => (wide(on, weight.as_ref())?, wide(on, bias.as_ref())?),
+            Self::None => [None, None],
+            Self::Same { weight, bias } => [wide(on, weight.as_ref())?, wide(on, bias.as_ref())?],
+            Self::F32 { weight, bias } => [wide(on, weight.as_ref())?, wide(on, bias.as_ref())?],
         })
     }
 

@@ -59,7 +59,7 @@ impl BatchNorm {
         check_len("running_var", self.running_len(), running.var.len())?;
 
         let (mean, var) = (running.mean.to_vec(on)?, running.var.to_vec(on)?);
-        let (gamma, beta) = affine.download(on)?;
+        let [gamma, beta] = affine.download(on)?;
         let layer_bias = bias.map(|bias| bias.to_vec(on)).transpose()?;
         let of = |values: &[f32], c: usize| f64::from(values[c % values.len()]);
         let scale: Vec<f64> = (0..channels)

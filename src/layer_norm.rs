@@ -1,6 +1,6 @@
 use crate::{
     Affine, AffineGrad, Backend, Element, Gradients, Residual, Result, Tensor, View, ViewMut, Workspace,
-    row_norm::{BackwardTensors, ForwardTensors, RowOp},
+    row_norm::{BackwardTensors, ForwardTensors, RowOp, Sum},
 };
 
 #[cfg(doc)]
@@ -261,7 +261,7 @@ impl LayerNorm {
         args: LayerNormForward<'_, T, B>,
     ) -> Result<()> {
         let LayerNormForward { x, y, residual, affine, mean, rstd } = args;
-        let sum = residual.map(|Residual { residual, h }| (Some(residual), h));
+        let sum = residual.map(|Residual { residual, h }| Sum { residual: Some(residual), h });
         self.op().forward(on, ForwardTensors { x: Some(x), y, sum, affine, mean, rstd })
     }
 
@@ -277,7 +277,7 @@ impl LayerNorm {
         args: LayerNormInPlace<'_, T, B>,
     ) -> Result<()> {
         let LayerNormInPlace { x, residual, affine, mean, rstd } = args;
-        let sum = residual.map(|h| (None, h));
+        let sum = residual.map(|h| Sum { residual: None, h });
         self.op().forward(on, ForwardTensors { x: None, y: x, sum, affine, mean, rstd })
     }
 

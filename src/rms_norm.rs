@@ -1,6 +1,6 @@
 use crate::{
     Affine, AffineGrad, Backend, Element, Gradients, Residual, Result, Tensor, View, ViewMut, Workspace,
-    row_norm::{BackwardTensors, ForwardTensors, RowOp},
+    row_norm::{BackwardTensors, ForwardTensors, RowOp, Sum},
 };
 
 #[cfg(doc)]
@@ -228,7 +228,7 @@ impl RmsNorm {
     /// [`Error::Strided`] where a row itself would have gaps, and [`Error::WrongDevice`].
     pub fn forward_into<T: Element, B: Backend>(&self, on: &B, args: RmsNormForward<'_, T, B>) -> Result<()> {
         let RmsNormForward { x, y, residual, affine, rstd } = args;
-        let sum = residual.map(|Residual { residual, h }| (Some(residual), h));
+        let sum = residual.map(|Residual { residual, h }| Sum { residual: Some(residual), h });
         self.op().forward(on, ForwardTensors { x: Some(x), y, sum, affine, mean: None, rstd })
     }
 
@@ -244,7 +244,7 @@ impl RmsNorm {
         args: RmsNormInPlace<'_, T, B>,
     ) -> Result<()> {
         let RmsNormInPlace { x, residual, affine, rstd } = args;
-        let sum = residual.map(|h| (None, h));
+        let sum = residual.map(|h| Sum { residual: None, h });
         self.op().forward(on, ForwardTensors { x: None, y: x, sum, affine, mean: None, rstd })
     }
 

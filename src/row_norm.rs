@@ -39,11 +39,17 @@ impl<T: Element, B: Backend> Residual<'_, T, B> {
 pub(crate) struct ForwardTensors<'a, T: Element, B: Backend> {
     pub(crate) x: Option<View<'a, T, B>>,
     pub(crate) y: ViewMut<'a, T, B>,
-    /// Without a residual of its own, the sum holds it.
-    pub(crate) sum: Option<(Option<View<'a, T, B>>, ViewMut<'a, T, B>)>,
+    pub(crate) sum: Option<Sum<'a, T, B>>,
     pub(crate) affine: Affine<'a, T, B>,
     pub(crate) mean: Option<B::Mut<'a, f32>>,
     pub(crate) rstd: Option<B::Mut<'a, f32>>,
+}
+
+/// What is added to `x`, and the sum.
+pub(crate) struct Sum<'a, T: Element, B: Backend> {
+    /// `None`: `h` holds it.
+    pub(crate) residual: Option<View<'a, T, B>>,
+    pub(crate) h: ViewMut<'a, T, B>,
 }
 
 /// The tensors of a backward pass, and the gradients wanted.
@@ -85,7 +91,7 @@ impl RowOp {
         let rows = Rows { op: self.name, shape, x: &x_dims };
         let y_stride = rows.check("y", &y.dims)?;
         let mut row_sum = None;
-        if let Some((residual, h)) = sum {
+        if let Some(Sum { residual, h }) = sum {
             let residual = match residual {
                 Some(v) => Some(Strided { stride: rows.check("residual", &v.dims)?, data: v.data }),
                 None => None,

@@ -196,18 +196,18 @@ impl ChannelShape {
         })
     }
 
-    /// The most elements: more than any memory holds, and few enough for 32-bit offsets within a block's share.
+    /// Fewer elements than this: it is more than any memory holds, and leaves 32-bit offsets within a block's share.
     const MAX_LEN: usize = 1 << 46;
 
-    /// `None` where `inner`, the slabs or the neighbors in a group do not fit in `i32`, where there are more than 2^46
-    /// elements, or where `group` does not divide the channels.
+    /// `None` where `inner`, the slabs or the neighbors in a group do not fit in `i32`, where there are 2^46 elements
+    /// and more, or where `group` does not divide the channels.
     pub fn new(segments: usize, outer: usize, channels: usize, inner: usize, group: usize) -> Option<Self> {
         let fits = |n: usize| i32::try_from(n).is_ok();
         let slabs = segments.checked_mul(channels).filter(|&slabs| fits(slabs))?;
         if !fits(inner) || group == 0 || !channels.is_multiple_of(group) {
             return None;
         }
-        let len = slabs.checked_mul(outer)?.checked_mul(inner).filter(|&len| len <= Self::MAX_LEN)?;
+        let len = slabs.checked_mul(outer)?.checked_mul(inner).filter(|&len| len < Self::MAX_LEN)?;
         if len == 0 {
             // No position is ever looked up, so any `inner` will do; this one divides safely.
             return Some(Self { segments, outer: 0, channels, inner: 1, group });
@@ -307,7 +307,7 @@ impl RowShape {
         let shape = Self::new(rows, cols).ok_or_else(|| Error::TooLarge {
             arg,
             dims: all.to_vec(),
-            limit: "2^31 columns, 2^40 rows or 2^46 elements, and more",
+            limit: "2^31 columns, 2^37 rows or 2^46 elements, and more",
         })?;
         if rank == 0 {
             // The row itself would have gaps.
@@ -317,10 +317,10 @@ impl RowShape {
         Ok(Self { block: all[1..rank].iter().product::<usize>().max(1), ..shape })
     }
 
-    /// Dense rows; `None` where `cols` does not fit in `i32`, or there are more than 2^40 rows or 2^46 elements.
+    /// Dense rows; `None` where `cols` does not fit in `i32`, or there are 2^37 rows or 2^46 elements and more.
     pub fn new(rows: usize, cols: usize) -> Option<Self> {
         i32::try_from(cols).ok()?;
-        let fits = rows <= 1 << 40 && rows.checked_mul(cols)? <= ChannelShape::MAX_LEN;
+        let fits = rows < 1 << 37 && rows.checked_mul(cols)? < ChannelShape::MAX_LEN;
         fits.then_some(Self { rows, cols, block: rows.max(1) })
     }
 

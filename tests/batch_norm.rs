@@ -9,7 +9,7 @@ use warpnorm::{
 
 use crate::support::{
     bits, check,
-    data::{Rng, batch_norm_eval, batch_norm_train, running},
+    data::{Rng, batch_norm_eval, batch_norm_train, dims, running},
     judge::Format,
     on_every_backend, outputs,
     problem::{Op, Problem, Running},
@@ -50,14 +50,6 @@ fn shapes() -> impl Iterator<Item = [usize; 3]> {
     // Odd channel counts beside the sizes: no multiple of any vector width.
     let odd = [[2, 35, 9], [5, 63, 1], [1, 63, 17], [9, 35, 1], [3, 130, 4]];
     all.filter(move |shape| shape.iter().product::<usize>() <= most).chain(odd)
-}
-
-/// Dimensions that a kernel sees as `[outer, channels, inner]`.
-fn dims([outer, channels, inner]: [usize; 3], layout: Layout) -> Vec<usize> {
-    match layout {
-        Layout::ChannelsFirst => vec![outer, channels, inner],
-        Layout::ChannelsLast => vec![outer, inner, channels],
-    }
 }
 
 /// Turns the problem's and the run's options by a seed, so that a list of shapes sees all of them.

@@ -75,6 +75,7 @@ mod on_a_gpu {
             let (mut y, mean, var) = (zeros(64), zeros(4), zeros(4));
             let args = BatchNormEval {
                 x: on.view(&x, &[16, 4]).unwrap(),
+                residual: None,
                 y: on.view_mut(&mut y, &[16, 4]).unwrap(),
                 affine: Affine::None,
                 running_mean: CudaRef::from(&mean),
@@ -105,6 +106,7 @@ mod on_a_gpu {
                 unsafe { (CudaRef::<f32>::from_raw(input, 600), CudaMut::<f32>::from_raw(output, 600)) };
             let args = warpnorm::LayerNormForward {
                 x: raw.view(x, &[6, 100]).unwrap(),
+                residual: None,
                 y: raw.view_mut(y, &[6, 100]).unwrap(),
                 affine: Affine::None,
                 mean: None,
@@ -131,6 +133,7 @@ mod on_a_gpu {
             on.stream().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
             let args = BatchNormTrain {
                 x: x.view(),
+                residual: None,
                 y: y.view_mut(),
                 affine: Affine::None,
                 mean: None,

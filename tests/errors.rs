@@ -1,5 +1,6 @@
 //! Refusals: what they say, and that a refused call has written nothing.
 
+mod buffers;
 mod call;
 mod conveniences;
 mod settings;
@@ -148,14 +149,21 @@ fn a_shape_that_kernels_cannot_index_is_refused<T: Element, B: Sliced>(on: &B) {
     for method in methods(&ROW_OPS, &OWN) {
         let mut call = Call::shaped(method.0, &[0, 1 << 31]);
         (call.layer, call.rms) = (LayerNorm::new(1 << 31), RmsNorm::new(1 << 31));
-        let limit = "2^31 columns, 2^40 rows or 2^46 elements, and more";
+        let limit = "2^31 columns, 2^37 rows or 2^46 elements, and more";
         let message = format!("`x` of [0, 2147483648] is too large: {limit}");
         call.refused::<T, B>(on, method, &message);
 
-        let mut call = Call::shaped(method.0, &[1 << 41, 0]);
-        (call.layer, call.rms) = (LayerNorm::new(0), RmsNorm::new(0));
-        let message = format!("`x` of [2199023255552, 0] is too large: {limit}");
-        call.refused::<T, B>(on, method, &message);
+        let rows = |rows| {
+            let none = Call { weight: 0, bias: 0, dweight: 0, dbias: 0, ..Call::new(method.0) };
+            let none = none.with_all(&Shape::dense(&[rows, 0]));
+            Call { layer: LayerNorm::new(0), rms: RmsNorm::new(0), ..none }
+        };
+        let message = format!("`x` of [137438953472, 0] is too large: {limit}");
+        rows(1 << 37).refused::<T, B>(on, method, &message);
+        // One row less is a shape, for which the statistics are too few.
+        let arg = if method.0 == Rms { "rstd" } else { "mean" };
+        let message = format!("`{arg}` has 3 elements, the shape needs 137438953471");
+        rows((1 << 37) - 1).refused::<T, B>(on, method, &message);
     }
     for method in all_methods() {
         let message =

@@ -5,13 +5,27 @@ mod support;
 mod batch_norm;
 mod bindings;
 mod cuda;
+mod edges;
 mod elements;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod errors;
+mod every_op;
+mod fold;
+mod fused;
 mod golden;
 mod gradients;
+mod group_norm;
+mod instance_norm;
+#[cfg(feature = "emulator")]
+mod kernels;
 mod layer_norm;
+mod naive;
 mod onnx;
 mod peers;
+mod population;
 mod pytorch;
+mod rms_norm;
+mod row_norm;
+mod segments;
+mod sums;

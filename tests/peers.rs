@@ -29,6 +29,7 @@ on_every_backend!(
     a_relu_of_batch_norm_passes_as_cudnn_fuses_it,
     rows_of_language_models_pass,
     many_short_rows_pass,
+    rows_with_gaps_between_them_pass,
     batches_of_uneven_scale_pass,
     group_norm_of_diffusion_models_passes,
     one_dnn_shapes_pass_with_every_flag,
@@ -182,10 +183,20 @@ fn rows_of_language_models_pass<T: Element, B: Sliced>(on: &B) {
 
 /// apex's issue 411: 65,536 rows were too many.
 fn many_short_rows_pass<T: Element, B: Sliced>(on: &B) {
-    let dims = by_backend::<B, _>([65_537, 16], [65_537, 3], [4_099, 2]);
+    let dims = by_backend::<B, _>([65_537, 5], [65_537, 3], [4_099, 2]);
     for op in [Op::LayerNorm, Op::RmsNorm] {
         let problem = filled(Problem { norm_dims: 1, ..blank(op, &dims) }, 14);
         check::<T, B>(on, &problem, &Options::default());
+    }
+}
+
+/// apex's `[::3, ::5, ::3]` as far as views go here: gaps between the entries of the first dimension. And in place.
+fn rows_with_gaps_between_them_pass<T: Element, B: Sliced>(on: &B) {
+    for op in [Op::LayerNorm, Op::RmsNorm] {
+        for (gap, in_place) in [(1, false), (48, false), (48, true), (0, true)] {
+            let problem = filled(Problem { norm_dims: 2, ..blank(op, &[5, 11, 6]) }, 23);
+            check::<T, B>(on, &problem, &Options { gap, in_place, ..Options::default() });
+        }
     }
 }
 
@@ -211,7 +222,7 @@ fn group_norm_of_diffusion_models_passes<T: Element, B: Sliced>(on: &B) {
     }
 }
 
-/// benchdnn's flags: global statistics, scale or shift alone, a fused ReLU, and a ReLU after an addition.
+/// benchdnn's flags: global statistics, scale or shift alone, a fused ReLU, and a ReLU after an addition; in place and not.
 fn one_dnn_shapes_pass_with_every_flag<T: Element, B: Sliced>(on: &B) {
     let shapes: [&[usize]; 6] =
         [&[2, 23], &[2, 32, 32], &[5, 33, 27], &[2, 200, 3, 2], &[1, 19, 4, 6, 6], &[1, 257, 3, 3]];
@@ -230,7 +241,8 @@ fn one_dnn_shapes_pass_with_every_flag<T: Element, B: Sliced>(on: &B) {
             problem.bias = problem.bias.filter(|_| has('H'));
             problem.activation = if has('R') || has('A') { Activation::Relu } else { Activation::None };
             problem.residual = has('A').then(|| Rng(18).normals(problem.dy.len(), 0.0, 1.0));
-            check_both_layouts::<T, B>(on, &problem, &Options::default());
+            let options = Options { in_place: (seed + i) % 2 == 1, ..Options::default() };
+            check_both_layouts::<T, B>(on, &problem, &options);
         }
     }
     // One value per channel has statistics only where they are given.

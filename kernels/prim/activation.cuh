@@ -8,8 +8,18 @@
 
 namespace WN_NAMESPACE {
 
-/// Not 1 - sigmoid(-z), which has no digits left where it is small.
-__device__ __forceinline__ float sigmoid(float z) { return 1.f / (1.f + expf(-z)); }
+/// sigmoid(z), and sigmoid(-z), which as one less the other would have no digits left where it is small.
+struct Sigmoid {
+  float of, of_negative;
+
+  __device__ __forceinline__ explicit Sigmoid(float z) {
+    const float small = expf(-fabsf(z));  // at most 1, so nothing overflows
+    const float large_side = 1.f / (1.f + small);
+    const float small_side = small * large_side;
+    of = z < 0.f ? small_side : large_side;
+    of_negative = z < 0.f ? large_side : small_side;
+  }
+};
 
 /// Distribution function of the normal distribution, to a few units of its own last place for negative z too.
 __device__ __forceinline__ float normal_cdf(float z) { return 0.5f * erfcf(z * -0.70710678118654752f); }
@@ -23,9 +33,9 @@ __device__ __forceinline__ float activate(wn_activation activation, float z) {
   switch (activation) {
     case WN_ACT_NONE: return z;
     case WN_ACT_RELU: return z < 0.f ? 0.f : z;  // NaN stays NaN
-    case WN_ACT_SILU: return z * sigmoid(z);
+    case WN_ACT_SILU: return z * Sigmoid(z).of;
     case WN_ACT_GELU: return z * normal_cdf(z);
-    case WN_ACT_GELU_TANH: return z * sigmoid(gelu_tanh_argument(z));
+    case WN_ACT_GELU_TANH: return z * Sigmoid(gelu_tanh_argument(z)).of;
   }
   return z;
 }
@@ -35,13 +45,13 @@ __device__ __forceinline__ float activation_slope(wn_activation activation, floa
     case WN_ACT_NONE: return 1.f;
     case WN_ACT_RELU: return z > 0.f ? 1.f : 0.f;
     case WN_ACT_SILU: {
-      const float s = sigmoid(z);
-      return s * (1.f + z * (1.f - s));
+      const Sigmoid s(z);
+      return s.of * (1.f + z * s.of_negative);
     }
     case WN_ACT_GELU: return normal_cdf(z) + z * (0.39894228040143268f * expf(-0.5f * z * z));
     case WN_ACT_GELU_TANH: {
-      const float s = sigmoid(gelu_tanh_argument(z));
-      return s + z * s * (1.f - s) * (1.5957691216057308f * (1.f + 3.f * 0.044715f * z * z));
+      const Sigmoid s(gelu_tanh_argument(z));
+      return s.of + z * s.of * s.of_negative * (1.5957691216057308f * (1.f + 3.f * 0.044715f * z * z));
     }
   }
   return 1.f;

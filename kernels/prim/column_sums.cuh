@@ -2,17 +2,18 @@
 #pragma once
 
 #include "prim/reduce.cuh"
+#include "prim/stats.cuh"
 
 namespace WN_NAMESPACE {
 
 /// Sums of one column of two matrices.
 struct ColumnSums {
-  float first, second;
+  CompensatedSum first, second;
 
-  __device__ __forceinline__ static ColumnSums empty() { return {0.f, 0.f}; }
+  __device__ __forceinline__ static ColumnSums empty() { return {CompensatedSum::empty(), CompensatedSum::empty()}; }
   __device__ __forceinline__ void merge(const ColumnSums& other) {
-    first += other.first;
-    second += other.second;
+    first.merge(other.first);
+    second.merge(other.second);
   }
 };
 
@@ -33,24 +34,16 @@ class ColumnBlock {
   /// Whether this thread is the one to write its column's result.
   __device__ __forceinline__ bool writes() const { return static_cast<int>(threadIdx.x) < columns_ && col_ < cols_; }
 
-  /// Sums this thread's column of two [rows, cols] matrices, in chains of at most 256 that are summed in turn. All
-  /// threads of the block call it.
+  /// Sums this thread's column of two [rows, cols] matrices. All threads of the block call it.
   __device__ __forceinline__ ColumnSums sum(const float* first, const float* second, int64_t rows) const {
-    constexpr int kChain = 256;
-    ColumnSums all = ColumnSums::empty();
+    ColumnSums sums = ColumnSums::empty();
     if (col_ < cols_) {
-      ColumnSums chain = ColumnSums::empty();
-      int length = 0;
       for (int64_t row = threadIdx.x / columns_; row < rows; row += kThreads / columns_) {
-        chain.merge({first[row * cols_ + col_], second[row * cols_ + col_]});
-        if (++length < kChain) continue;
-        all.merge(chain);
-        chain = ColumnSums::empty();
-        length = 0;
+        sums.first.add(first[row * cols_ + col_]);
+        sums.second.add(second[row * cols_ + col_]);
       }
-      all.merge(chain);
     }
-    return block_merge<kWarp>(all, columns_);
+    return block_merge<kWarp>(sums, columns_);
   }
 
  private:

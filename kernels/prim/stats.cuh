@@ -82,41 +82,78 @@ template <int kLanes> struct Moments {
   }
 };
 
+/// A sum and what rounding took from it. A chain of equal values errs in the same direction at each step, by a quarter
+/// of a unit in the last place on average; Welford's means do not.
+struct CompensatedSum {
+  float sum;
+  float lost;
+
+  __device__ __forceinline__ static CompensatedSum empty() { return {0.f, 0.f}; }
+
+  __device__ __forceinline__ void add(float value) {
+    const float next = sum + value;
+    const float added = next - sum;
+    lost += (sum - (next - added)) + (value - added);
+    sum = next;
+  }
+
+  __device__ __forceinline__ void merge(const CompensatedSum& other) {
+    add(other.sum);
+    lost += other.lost;
+  }
+
+  __device__ __forceinline__ float total() const {
+    const float all = sum + lost;
+    return all == all ? all : sum;  // an infinite sum has lost NaN
+  }
+};
+
 /// Mean of the squares, in the place of `Moments<1>` where the mean is zero by definition.
 struct MeanSquare {
   float count;
-  float sum;
+  CompensatedSum squares;
 
-  __device__ __forceinline__ static MeanSquare empty() { return {0.f, 0.f}; }
+  __device__ __forceinline__ static MeanSquare empty() { return {0.f, CompensatedSum::empty()}; }
 
   /// The first `loads` of `values`, summed among themselves first.
   template <int kLoads, int kVec> __device__ __forceinline__ void push(const float (&values)[kLoads][kVec], int loads) {
-    MeanSquare chunk = {static_cast<float>(loads * kVec), 0.f};
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load)
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) chunk.sum += load < loads ? values[load][i] * values[load][i] : 0.f;
-    merge(chunk);
+    count += static_cast<float>(loads * kVec);
+    squares.add(sum_of_squares<0, kLoads>(values, loads));
   }
 
   __device__ __forceinline__ void merge(const MeanSquare& other) {
     count += other.count;
-    sum += other.sum;
+    squares.merge(other.squares);
   }
 
   __device__ __forceinline__ float center(int) const { return 0.f; }
-  __device__ __forceinline__ float var(int) const { return sum / count; }
+  __device__ __forceinline__ float var(int) const { return squares.total() / count; }
+
+ private:
+  /// By halves, so that no chain is long.
+  template <int kFirst, int kCount, int kLoads, int kVec>
+  __device__ __forceinline__ static float sum_of_squares(const float (&values)[kLoads][kVec], int loads) {
+    if constexpr (kCount > 1) {
+      return sum_of_squares<kFirst, kCount / 2>(values, loads) +
+             sum_of_squares<kFirst + kCount / 2, kCount - kCount / 2>(values, loads);
+    } else {
+      float sum = 0.f;
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum += kFirst < loads ? values[kFirst][i] * values[kFirst][i] : 0.f;
+      return sum;
+    }
+  }
 };
 
-/// Two plain sums, those of dy and of dy * x_hat.
+/// Two sums, those of dy and of dy * x_hat.
 template <int kLanes> struct GradSums {
-  float dy[kLanes];
-  float dy_x_hat[kLanes];
+  CompensatedSum dy[kLanes];
+  CompensatedSum dy_x_hat[kLanes];
 
   __device__ __forceinline__ static GradSums empty() {
     GradSums s;
 #pragma unroll
-    for (int lane = 0; lane < kLanes; ++lane) s.dy[lane] = s.dy_x_hat[lane] = 0.f;
+    for (int lane = 0; lane < kLanes; ++lane) s.dy[lane] = s.dy_x_hat[lane] = CompensatedSum::empty();
     return s;
   }
 
@@ -126,24 +163,26 @@ template <int kLanes> struct GradSums {
                                        int loads) {
     static_assert(kLanes == 1 || kLanes == kVec, "a lane takes all elements of a load, or one");
     constexpr int kPerLoad = kLanes == 1 ? kVec : 1;
-    GradSums chunk = empty();
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      float chunk_dy = 0.f, chunk_dy_x_hat = 0.f;
 #pragma unroll
-      for (int lane = 0; lane < kLanes; ++lane)
+      for (int load = 0; load < kLoads; ++load)
 #pragma unroll
         for (int i = 0; i < kPerLoad; ++i) {
-          chunk.dy[lane] += load < loads ? dys[load][lane + i] : 0.f;
-          chunk.dy_x_hat[lane] += load < loads ? dys[load][lane + i] * x_hats[load][lane + i] : 0.f;
+          chunk_dy += load < loads ? dys[load][lane + i] : 0.f;
+          chunk_dy_x_hat += load < loads ? dys[load][lane + i] * x_hats[load][lane + i] : 0.f;
         }
-    merge(chunk);
+      dy[lane].add(chunk_dy);
+      dy_x_hat[lane].add(chunk_dy_x_hat);
+    }
   }
 
   __device__ __forceinline__ void merge(const GradSums& other) {
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) {
-      dy[lane] += other.dy[lane];
-      dy_x_hat[lane] += other.dy_x_hat[lane];
+      dy[lane].merge(other.dy[lane]);
+      dy_x_hat[lane].merge(other.dy_x_hat[lane]);
     }
   }
 };
@@ -175,7 +214,19 @@ template <class Stat> struct Cascade {
   }
 };
 
-/// Reciprocal standard deviation. Not rsqrtf, which may err by two units in the last place.
-__device__ __forceinline__ float reciprocal_std(float var, float eps) { return 1.f / sqrtf(var + eps); }
+/// 1 / sqrt(var + eps), to little more than half a unit in the last place of what it is given: gradients multiply by it
+/// up to three times.
+__device__ __forceinline__ float reciprocal_std(float var, float eps) {
+  const float sum = var + eps;
+  const float rough = 1.f / sqrtf(sum);
+  if (!(sum > 0.f && rough > 0.f)) return rough;  // zero, infinity and NaN are beyond improvement
+  // One step of Newton's method, with the rounding of the sum and of the products in it.
+  const float added = sum - var;
+  const float lost = (var - (sum - added)) + (eps - added);
+  const float product = sum * rough;
+  const float product_lost = fmaf(sum, rough, -product);
+  const float error = fmaf(-product, rough, 1.f) - (product_lost + lost * rough) * rough;
+  return fmaf(0.5f * rough, error, rough);
+}
 
 }  // namespace WN_NAMESPACE

@@ -53,11 +53,13 @@ fn exact_statistics_have_no_error<T: Element, B: Sliced>(on: &B) {
 
 fn expect_exact<T: Element, B: Sliced>(on: &B, mut problem: Problem) {
     let geometry = problem.geometry();
-    let mut seen = vec![0; geometry.groups];
+    let mut seen = vec![0_usize; geometry.groups];
     let mut exact = vec![0.0; problem.dy.len()];
-    let mean_of = |group: usize| (1 << (group % 5)) as f64 * if group % 2 == 0 { 0.25 } else { -0.25 };
+    let mean_of =
+        |group: usize| (1 << (group % 5)) as f64 * if group.is_multiple_of(2) { 0.25 } else { -0.25 };
     for (i, &group) in geometry.group.iter().enumerate() {
-        let deviation = DEVIATIONS[seen[group] / 2 % 8] * if seen[group] % 2 == 0 { 1.0 } else { -1.0 };
+        let deviation =
+            DEVIATIONS[seen[group] / 2 % 8] * if seen[group].is_multiple_of(2) { 1.0 } else { -1.0 };
         seen[group] += 1;
         problem.x[0][i] = mean_of(group) * (1.0 + deviation / 32.0);
         exact[i] = deviation / 2.0 * mean_of(group).signum();
@@ -69,10 +71,10 @@ fn expect_exact<T: Element, B: Sliced>(on: &B, mut problem: Problem) {
     // of two. The mean stays exact: it is that of every share.
     let even = problem.layout == Layout::ChannelsFirst || problem.channels().is_power_of_two();
     let what = format!("{:?} {:?}", problem.op, problem.dims);
-    for group in 0..geometry.groups {
+    for (group, (&mean, &rstd)) in got[mean].iter().zip(&got[rstd]).enumerate() {
         let (exact_mean, exact_rstd) = (mean_of(group), 16.0 / mean_of(group).abs());
-        assert_eq!(got[mean][group], exact_mean, "mean {group} of {what}");
-        assert!(!even || got[rstd][group] == exact_rstd, "deviation {group} of {what}");
+        assert_eq!(mean, exact_mean, "mean {group} of {what}");
+        assert!(!even || rstd == exact_rstd, "deviation {group} of {what}");
     }
     assert!(!even || got["y"] == exact, "y of {what}");
 }

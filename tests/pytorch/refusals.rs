@@ -1,16 +1,32 @@
 //! The inputs that PyTorch's suites expect an error for, and what this crate answers.
+//!
+//! The modules refuse more, which no suite has an input for. `tests/errors.rs` holds what this crate says there:
+//!
+//! | PyTorch refuses | here |
+//! |---|---|
+//! | training on one value per channel, InstanceNorm over one position | `Error::OneValue` |
+//! | BatchNorm1d of four dimensions and the like | accepted: there is one BatchNorm, of 2 to 5 dimensions |
+//! | running statistics, weight or bias of another length | `Error::Length` |
+//! | inference without running statistics, or one of the two alone | does not compile: they are no options |
+//! | parameters of 16 bits beside data of 32 | does not compile: `Affine` has the data's type or `f32` |
+//! | GroupNorm of 0 groups (ZeroDivisionError) | `Error::Groups` |
+//! | GroupNorm of one value in all, but not of one per group | accepted: the output is the bias |
+//! | InstanceNorm of other channels, with parameters only | `Error::Channels`, with and without |
+//! | InstanceNorm without statistics of either kind | does not compile: the method says which |
+//! | BatchNorm of 0 channels (IndexError) | accepted: there is nothing to normalize |
 
 use std::{collections::BTreeMap, fs};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use warpnorm::{
-    Affine, BatchNorm, Element, Error, GroupNorm, LayerNorm, Result, RmsNorm, RunningStats, Tensor,
+    Affine, BatchNorm, Element, Error, GroupNorm, InstanceNorm, LayerNorm, Result, RmsNorm, RunningStats,
+    Tensor,
 };
 
 use crate::support::{data_dir, on_every_backend, run::Sliced};
 
-on_every_backend!(every_error_input_has_its_answer);
+on_every_backend!(every_error_input_has_its_answer, nothing_to_normalize_is_no_error);
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -93,6 +109,24 @@ fn every_error_input_has_its_answer<T: Element, B: Sliced>(on: &B) {
         *counts.entry(verdict).or_default() += 1;
     }
     assert_eq!(counts, BTreeMap::from([("accepted", 8), ("refused", 19)]));
+}
+
+/// No channels, no samples, no positions.
+fn nothing_to_normalize_is_no_error<T: Element, B: Sliced>(on: &B) {
+    let mut running = RunningStats::new(on, 0).unwrap();
+    for dims in [[3, 0, 4], [0, 0, 0], [1, 0, 1]] {
+        let x = Tensor::<T, B>::zeros(on, &dims).unwrap();
+        let bn = BatchNorm::new(0);
+        let out = bn.forward_train(on, &x, Affine::None, Some(&mut running)).unwrap();
+        assert_eq!((out.y.dims(), out.mean.len()), (&dims[..], 0));
+        bn.backward_train(on, &x, &out.y, Affine::None, &out).unwrap();
+        assert!(bn.forward_eval(on, &x, Affine::None, &running).unwrap().is_empty());
+        let out = GroupNorm::new(1, 0).forward(on, &x, Affine::None).unwrap();
+        assert!(out.y.is_empty());
+        let out = InstanceNorm::new(0).forward(on, &x, Affine::None, Some(&mut running)).unwrap();
+        assert!(out.y.is_empty() && out.mean.is_empty());
+    }
+    assert_eq!(running.batches, 6, "accepted batches are counted, empty ones, too");
 }
 
 impl Input {

@@ -209,14 +209,11 @@ fn a_momentum_of_one_keeps_the_mean_of_the_instances<T: Element, B: Sliced>(on: 
         let x = problem.last_x();
         let means: Vec<f64> = geometry.group_sums(|i| x[i]).iter().map(|sum| sum / positions).collect();
         let m2 = geometry.group_sums(|i| (x[i] - means[geometry.group[i]]).powi(2));
-        for c in 0..dims[1] {
-            let of = |values: &[f64]| values.iter().skip(c).step_by(dims[1]).sum::<f64>() / samples;
-            let (mean, var) = (of(&means), of(&m2) / (positions - 1.0));
-            assert!(
-                (got["running_mean"][c] - mean).abs() <= 1e-6 * (1.0 + mean.abs()),
-                "mean of channel {c}"
-            );
-            assert!((got["running_var"][c] - var).abs() <= 1e-6 * (1.0 + var), "variance of channel {c}");
+        let of = |values: &[f64], c: usize| values.iter().skip(c).step_by(dims[1]).sum::<f64>() / samples;
+        for (c, (&got_mean, &got_var)) in got["running_mean"].iter().zip(&got["running_var"]).enumerate() {
+            let (mean, var) = (of(&means, c), of(&m2, c) / (positions - 1.0));
+            assert!((got_mean - mean).abs() <= 1e-6 * (1.0 + mean.abs()), "mean of channel {c}");
+            assert!((got_var - var).abs() <= 1e-6 * (1.0 + var), "variance of channel {c}");
         }
     }
 }

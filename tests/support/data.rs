@@ -2,7 +2,7 @@
 
 use core::f64::consts::TAU;
 
-use warpnorm::{Activation, DType, Layout, Statistics};
+use warpnorm::{Activation, Backend, DType, Element, Layout, Statistics, Tensor};
 
 use super::{
     judge::Format,
@@ -36,6 +36,14 @@ impl Rng {
 
     pub(crate) fn normals(&mut self, len: usize, mean: f64, sd: f64) -> Vec<f64> {
         (0..len).map(|_| mean + sd * self.normal()).collect()
+    }
+}
+
+/// Dimensions that a kernel sees as `[outer, channels, inner]`.
+pub(crate) fn dims([outer, channels, inner]: [usize; 3], layout: Layout) -> Vec<usize> {
+    match layout {
+        Layout::ChannelsFirst => vec![outer, channels, inner],
+        Layout::ChannelsLast => vec![outer, inner, channels],
     }
 }
 
@@ -141,4 +149,56 @@ fn problem(op: Op, dims: &[usize], layout: Layout, norm_dims: usize, params: usi
         old_grads: None,
         data: None,
     }
+}
+
+/// The values as a tensor.
+pub(crate) fn tensor_of<T: Element, B: Backend>(on: &B, values: &[f64], dims: &[usize]) -> Tensor<T, B> {
+    let values: Vec<T> = values.iter().map(|&v| T::from_f64(v)).collect();
+    Tensor::from_slice(on, &values, dims).expect("the dimensions are those of the values")
+}
+
+/// The elements of a tensor.
+pub(crate) fn values_of<T: Element, B: Backend>(on: &B, tensor: &Tensor<T, B>) -> Vec<f64> {
+    let values = tensor.to_vec(on).expect("the backend reads back");
+    values.iter().map(|v| v.to_f32().into()).collect()
+}
+
+/// A problem of every channel norm and kind of statistics, over the same elements: four samples of six channels.
+pub(crate) fn every_channel_norm(inner: usize, layout: Layout, seed: u64) -> Vec<Problem> {
+    let all = dims([4, 6, inner], layout);
+    let mut problems = vec![group_norm(&all, layout, 3, seed)];
+    for plain in [batch_norm_train(&all, layout, seed), batch_norm_eval(&all, layout, seed)] {
+        problems.push(Problem {
+            statistics: Statistics::WholeBatch,
+            running: Some(running(1, seed)),
+            ..plain.clone()
+        });
+        problems.push(in_time_steps(plain.clone(), 2, seed));
+        problems.push(plain);
+    }
+    problems.push(Problem { virtual_batch: Some(2), ..batch_norm_train(&all, layout, seed) });
+    if inner > 1 {
+        problems.extend([instance_norm(&all, layout, seed), instance_norm_eval(&all, layout, seed)]);
+    }
+    problems
+}
+
+/// The BatchNorm of the samples as steps of a batch, each with statistics of its own.
+pub(crate) fn in_time_steps(problem: Problem, steps: usize, seed: u64) -> Problem {
+    let samples = problem.dims[0] / steps;
+    let stepped = [&[steps, samples][..], &problem.dims[1..]].concat();
+    Problem {
+        statistics: Statistics::PerTimeStep { steps },
+        running: Some(running(steps * problem.channels(), seed)),
+        dims: stepped,
+        ..problem
+    }
+}
+
+/// The same, and the row norms over the last dimension.
+pub(crate) fn every_op(inner: usize, layout: Layout, seed: u64) -> Vec<Problem> {
+    let rows = [24, inner.max(2)];
+    let mut problems = every_channel_norm(inner, layout, seed);
+    problems.extend([layer_norm(&rows, 1, seed), rms_norm(&rows, 1, seed)]);
+    problems
 }

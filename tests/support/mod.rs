@@ -177,3 +177,16 @@ pub(crate) fn bits(values: &Values) -> BTreeMap<&'static str, Vec<u64>> {
     let bits = |v: &f64| if v.is_nan() { f64::NAN.to_bits() } else { v.to_bits() };
     values.iter().map(|(&name, values)| (name, values.iter().map(bits).collect())).collect()
 }
+
+/// Panics unless every tensor of `got` has the bits that it has in `want`, which may hold more.
+pub(crate) fn expect_same_bits(what: &str, got: &Values, want: &Values) {
+    let want = bits(want);
+    for (name, got) in bits(got) {
+        assert_eq!(got.len(), want[name].len(), "{what}: elements of {name}");
+        let differs = got.iter().zip(&want[name]).position(|(got, want)| got != want);
+        if let Some(at) = differs {
+            let (got, want) = (f64::from_bits(got[at]), f64::from_bits(want[name][at]));
+            panic!("{what}: {name}[{at}] is {got:e} instead of {want:e}");
+        }
+    }
+}

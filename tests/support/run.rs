@@ -299,14 +299,16 @@ impl Starts {
 pub(crate) fn run<T: Element, B: Sliced>(on: &B, problem: &Problem, options: &Options) -> Result<Values> {
     let starts = Starts { next: options.max_start, max: options.max_start };
     let (channels, eps, activation) = (|| problem.channels(), problem.eps, problem.activation);
+    // Where the device has another, the op's own momentum must not be used.
+    let momentum = if options.device_momentum { Some(0.77) } else { problem.momentum };
     let mut run = Run::<T, B> { on, problem, options, starts, element: PhantomData };
     match problem.op {
-        Op::BatchNormTrain => run.channel_norm(&batch_norm(problem)),
+        Op::BatchNormTrain => run.channel_norm(&batch_norm(problem).momentum(momentum)),
         Op::BatchNormEval => run.fixed_norm(&batch_norm(problem)),
         Op::GroupNorm => {
             run.channel_norm(&GroupNorm::new(problem.groups, channels()).eps(eps).activation(activation))
         }
-        Op::InstanceNorm => run.channel_norm(&instance_norm(problem)),
+        Op::InstanceNorm => run.channel_norm(&instance_norm(problem).momentum(momentum)),
         Op::InstanceNormEval => run.fixed_norm(&instance_norm(problem)),
         Op::LayerNorm => run.row_norm(&LayerNorm::new(problem.cols()).eps(eps)),
         Op::RmsNorm => {
@@ -315,20 +317,16 @@ pub(crate) fn run<T: Element, B: Sliced>(on: &B, problem: &Problem, options: &Op
     }
 }
 
-pub(crate) fn batch_norm(problem: &Problem) -> BatchNorm {
+fn batch_norm(problem: &Problem) -> BatchNorm {
     BatchNorm::new(problem.channels())
         .eps(problem.eps)
-        .momentum(problem.momentum)
         .statistics(problem.statistics)
         .virtual_batch(problem.virtual_batch)
         .activation(problem.activation)
 }
 
-pub(crate) fn instance_norm(problem: &Problem) -> InstanceNorm {
-    InstanceNorm::new(problem.channels())
-        .eps(problem.eps)
-        .momentum(problem.momentum)
-        .activation(problem.activation)
+fn instance_norm(problem: &Problem) -> InstanceNorm {
+    InstanceNorm::new(problem.channels()).eps(problem.eps).activation(problem.activation)
 }
 
 /// A problem being run: the families go on from here.

@@ -20,7 +20,10 @@ CASES = [
     "bn_inf_4x3x3x3_nhwc_f16", "bn_nan_4x3x3x3_nchw_f32", "bn_cumulative_resumed_4x2x2x3_nhwc_f32",
     "bn_subnormal_4x3x5_nchw_f32", "bneval_eval_2x5x6x7_nhwc_f16", "bneval_eval_3x3x3x3_nhwc_f32",
     "ln_shape_k3_2x3x4x5_rows_f16", "ln_const_6x33_rows_f32", "ln_nan_inf_4x7_rows_f32", "ln_subnormal_4x31_rows_f16",
-    "ln_ill_normal_3x77_rows_f32",
+    "ln_ill_normal_3x77_rows_f32", "rms_shape_k1_2x7_rows_f16", "rms_nan_inf_4x7_rows_f32", "rms_subnormal_4x9_rows_f32",
+    "gn_shape_g2_2x6x3_nchw_f16", "gn_ill_2x4x5x6_nhwc_f32", "gn_const_2x4x4x4_nchw_f16", "gn_nan_inf_2x4x6_nchw_f32",
+    "in_shape_2x3x3x5_nhwc_f16", "in_track_cumulative_3x4x4x3_nhwc_f32", "in_const_2x4x9_nchw_f32",
+    "ineval_eval_3x4x5_nchw_f32",
 ]
 
 rng = np.random.default_rng(7)

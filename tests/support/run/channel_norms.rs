@@ -6,8 +6,7 @@ use warpnorm::{
     GroupNormInPlace, InstanceNorm, Result, RunningStatsMut, View, Workspace,
 };
 
-use super::{Pair, Placed, Run, Sliced, UNWRITTEN};
-use crate::support::problem::Values;
+use super::{Pair, Placed, Run, Sliced, UNWRITTEN, Values};
 
 /// An op that normalizes with statistics of the tensor at hand.
 pub(super) trait ChannelNorm {
@@ -158,7 +157,6 @@ impl<T: Element, B: Sliced> Run<'_, T, B> {
             if step > 0 {
                 x = self.tensor(batch)?;
             }
-            // What the op itself would take is another number, which must not be used.
             let momentum = match options.device_momentum {
                 true => Some(self.vector(&[problem.momentum_at(step)])?),
                 false => None,

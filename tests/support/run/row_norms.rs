@@ -5,8 +5,7 @@ use warpnorm::{
     RmsNorm, RmsNormBackward, RmsNormForward, RmsNormInPlace, View, Workspace,
 };
 
-use super::{Pair, Run, Sliced, UNWRITTEN};
-use crate::support::problem::Values;
+use super::{Pair, Run, Sliced, UNWRITTEN, Values};
 
 /// An op that normalizes rows. RMSNorm ignores `mean`.
 pub(super) trait RowNorm {

@@ -1,0 +1,88 @@
+//! Every kernel that is compiled is reached: each is launched here, by problems whose outputs are judged.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use warpnorm::{
+    Activation, Element, Emulated, Layout, Statistics,
+    half::{bf16, f16},
+};
+
+use crate::support::{
+    check,
+    data::{
+        accumulating, batch_norm_eval, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm,
+        running, with_residual,
+    },
+    problem::Problem,
+    run::Options,
+};
+
+/// For each tile and number of launches of the channel norms, and each strategy of the row norms.
+fn problems() -> Vec<Problem> {
+    use Layout::{ChannelsFirst as First, ChannelsLast as Last};
+    let mut all = Vec::new();
+    // A warp per channel, a block per channel, blocks that share one, columns, columns that are shared.
+    let shapes: [(&[usize], Layout); 5] = [
+        (&[2, 3, 8], First),
+        (&[2, 8, 600], First),
+        (&[2, 1, 8192], First),
+        (&[9, 2, 16], Last),
+        (&[3000, 8], First),
+    ];
+    for (seed, (dims, layout)) in (0u64..).zip(shapes) {
+        let train = batch_norm_train(dims, layout, seed);
+        let eval = batch_norm_eval(dims, layout, seed);
+        let whole =
+            Problem { statistics: Statistics::WholeBatch, running: Some(running(1, seed)), ..train.clone() };
+        for plain in [train, eval, whole] {
+            let fused = with_residual(Problem { activation: Activation::Silu, ..plain.clone() }, seed);
+            let without_params = Problem { weight: None, bias: None, ..plain.clone() };
+            let fused_without_params = Problem { weight: None, bias: None, ..fused.clone() };
+            all.extend([plain, accumulating(fused, seed), without_params, fused_without_params]);
+        }
+    }
+    all.push(group_norm(&[2, 8, 8], First, 2, 1));
+    all.push(instance_norm(&[3, 4, 8], First, 2));
+    for (seed, cols) in (0u64..).zip([64, 35, 2048, 1101]) {
+        for problem in [layer_norm(&[5, cols], 1, seed), rms_norm(&[5, cols], 1, seed)] {
+            all.push(problem);
+        }
+    }
+    all
+}
+
+fn launched<T: Element>(on: &Emulated, names: &mut BTreeSet<String>) {
+    for problem in problems() {
+        for max_start in [0, 1] {
+            let options = Options { max_start, ..Options::default() };
+            let (_, launches) = on.record(|| check::<T, _>(on, &problem, &options));
+            names.extend(launches.iter().map(|launch| plain(&launch.kernel)));
+        }
+    }
+}
+
+#[test]
+fn every_compiled_kernel_is_launched() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/kernels.txt");
+    let compiled = fs::read_to_string(file).unwrap();
+    let compiled: BTreeSet<String> = compiled.lines().map(plain).collect();
+    let mut names = BTreeSet::new();
+    let on = Emulated::new();
+    launched::<f32>(&on, &mut names);
+    launched::<f16>(&on, &mut names);
+    launched::<bf16>(&on, &mut names);
+    let missing: Vec<_> = compiled.difference(&names).collect();
+    let unknown: Vec<_> = names.difference(&compiled).collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "not launched: {missing:#?}\nnot compiled: {unknown:#?}"
+    );
+}
+
+/// A kernel's name without what nvcc and the host's compiler write differently.
+fn plain(name: &str) -> String {
+    name.replace("wn_cuda::", "")
+        .replace("__half", "half")
+        .replace("__nv_bfloat16", "bfloat16")
+        .replace(" >", ">")
+}
