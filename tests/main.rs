@@ -4,6 +4,7 @@ mod support;
 
 mod batch_norm;
 mod bindings;
+mod composed;
 mod cuda;
 mod edges;
 mod elements;
