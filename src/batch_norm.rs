@@ -302,8 +302,8 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// As [`forward_train`](Self::forward_train), less [`Error::Momentum`], and [`Error::ShapeMismatch`] where `dy` is not
-    /// shaped like `x`.
+    /// As [`forward_train`](Self::forward_train), less [`Error::Momentum`], and [`Error::ShapeMismatch`]
+    /// where `dy` is not shaped like `x`.
     pub fn backward_train<T: Element, B: Backend>(
         &self,
         on: &B,

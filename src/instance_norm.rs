@@ -216,8 +216,8 @@ impl InstanceNorm {
     ///
     /// # Errors
     ///
-    /// As [`forward`](Self::forward), less [`Error::Momentum`], and [`Error::ShapeMismatch`] where `dy` is not shaped like
-    /// `x`.
+    /// As [`forward`](Self::forward), less [`Error::Momentum`], and [`Error::ShapeMismatch`]
+    /// where `dy` is not shaped like `x`.
     pub fn backward<T: Element, B: Backend>(
         &self,
         on: &B,
