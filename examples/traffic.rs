@@ -1,10 +1,12 @@
 //! How many bytes the kernels move, beside the least that any kernel must: what the emulator counted, per op,
 //! direction, layout, type and shape.
 //!
-//! `cargo run --release --features emulator-check --example traffic`
+//! `cargo run --release --no-default-features --features emulator-check --example traffic`
 //!
-//! Every read counts, also one that a GPU would answer from its caches: a `Single` or `BlockPerRow` kernel reads its
-//! input twice, and the second time it comes from there.
+//! The floor is every tensor of the call that is not per channel, row or column, read or written once. Every read
+//! counts, also one that a GPU answers from its caches: that of a kernel that reads its input twice, and those of
+//! statistics and parameters, which each thread makes for its channel and each row norm for its row. bf16 moves what
+//! f16 does.
 
 #[cfg(not(feature = "emulator-check"))]
 fn main() -> std::process::ExitCode {
@@ -14,183 +16,273 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(feature = "emulator-check")]
 fn main() -> warpnorm::Result<()> {
-    use warpnorm::half::{bf16, f16};
-
-    let on = warpnorm::Emulated::new();
-    println!("{}", report::Row::header());
-    for case in report::CASES {
-        report::measure::<f32>(&on, case)?;
-        report::measure::<f16>(&on, case)?;
-        report::measure::<bf16>(&on, case)?;
-    }
-    Ok(())
+    report::channel_norms()?;
+    report::row_norms()
 }
 
 #[cfg(feature = "emulator-check")]
 mod report {
     use warpnorm::{
-        Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, Element, Emulated, EmulatedLaunch, LayerNorm,
-        Result, RunningStats, Statistics, Tensor,
+        Activation, Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, Element, Emulated,
+        EmulatedLaunch, GroupNorm, InstanceNorm, LayerNorm, LayerNormBackward, Result, RmsNorm,
+        RmsNormBackward, RunningStats, Statistics, Tensor, half::f16,
     };
 
-    pub(crate) struct Case {
-        channels_last: bool,
-        dims: &'static [usize],
-        ops: &'static [Op],
-    }
+    const FIRST: bool = false;
+    const LAST: bool = true;
 
-    #[derive(Clone, Copy, PartialEq)]
-    enum Op {
-        Train,
-        WholeBatch,
-        Eval,
-        LayerNorm,
-    }
-
-    const BN: &[Op] = &[Op::Train, Op::WholeBatch, Op::Eval];
-
-    pub(crate) const CASES: &[Case] = &[
-        Case { channels_last: false, dims: &[8, 64, 7, 7], ops: BN },
-        Case { channels_last: false, dims: &[8, 16, 32, 32], ops: BN },
-        Case { channels_last: false, dims: &[4, 3, 96, 96], ops: BN },
-        Case { channels_last: true, dims: &[8, 32, 32, 16], ops: BN },
-        Case { channels_last: true, dims: &[8, 16, 16, 35], ops: BN },
-        Case { channels_last: false, dims: &[1024, 64], ops: BN },
-        Case { channels_last: false, dims: &[64, 1024], ops: &[Op::LayerNorm] },
-        Case { channels_last: false, dims: &[8, 4096], ops: &[Op::LayerNorm] },
-        Case { channels_last: false, dims: &[32, 1023], ops: &[Op::LayerNorm] },
-    ];
-
-    /// One line of the table.
-    pub(crate) struct Row {
-        op: String,
-        layout: &'static str,
-        dtype: String,
-        dims: String,
-        launches: Vec<EmulatedLaunch>,
-        /// Tensors that have to be read or written once each.
-        tensors: usize,
-        tensor_bytes: usize,
-    }
-
-    impl Row {
-        pub(crate) fn header() -> String {
-            format!(
-                "{:<26}{:<7}{:<6}{:<18}{:<34}{:>9}{:>13}{:>13}{:>8}",
-                "op", "layout", "type", "shape", "strategy", "launches", "bytes read", "written", "/floor"
-            )
-        }
-
-        fn print(&self) {
-            let read: u64 = self.launches.iter().map(|l| l.bytes_read).sum();
-            let written: u64 = self.launches.iter().map(|l| l.bytes_written).sum();
-            let floor = (self.tensors * self.tensor_bytes) as f64;
-            println!(
-                "{:<26}{:<7}{:<6}{:<18}{:<34}{:>9}{:>13}{:>13}{:>8.3}",
-                self.op,
-                self.layout,
-                self.dtype,
-                self.dims,
-                strategy(&self.launches),
-                self.launches.len(),
-                read,
-                written,
-                (read + written) as f64 / floor
-            );
-        }
-    }
-
-    /// The strategy, as the first kernel's name and the number of launches tell.
-    fn strategy(launches: &[EmulatedLaunch]) -> String {
-        let first = launches.first().map_or("", |l| l.kernel.as_str());
-        let tile = if first.contains("ColumnTile") {
-            "Columns"
-        } else if first.contains("row_norm_fwd_warp") {
-            return "WarpPerRow".into();
-        } else if first.contains("row_norm_fwd_block") {
-            return "BlockPerRow".into();
-        } else if first.contains(", 32>") {
-            "WarpPerChannel"
-        } else {
-            "BlockPerChannel"
-        };
-        let reads = match launches.len() {
-            1 if first.contains("_train") || first.contains("_reduce") => "Single",
-            1 => "Apply",
-            _ => "Split",
-        };
-        format!("{reads} {tile}")
-    }
-
-    pub(crate) fn measure<T: Element>(on: &Emulated, case: &Case) -> Result<()> {
-        let len: usize = case.dims.iter().product();
-        let wave = |step: f32| (0..len).map(|i| T::from_f32((i as f32 * step).sin())).collect::<Vec<_>>();
-        let tensor = |data: &[T]| -> Result<Tensor<T, Emulated>> {
-            let tensor = Tensor::from_slice(on, data, case.dims)?;
-            Ok(if case.channels_last { tensor.channels_last() } else { tensor })
-        };
-        let (x, dy) = (tensor(&wave(0.37))?, tensor(&wave(0.73))?);
-        let row = |op: &str, tensors, launches| Row {
-            op: op.into(),
-            layout: if case.channels_last { "last" } else { "first" },
-            dtype: format!("{:?}", T::DTYPE).to_lowercase(),
-            dims: format!("{:?}", case.dims),
-            launches,
-            tensors,
-            tensor_bytes: len * T::DTYPE.size(),
-        };
-        for &op in case.ops {
-            match op {
-                Op::Train | Op::WholeBatch => {
-                    let (name, statistics) = match op {
-                        Op::WholeBatch => ("whole batch", Statistics::WholeBatch),
-                        _ => ("train", Statistics::PerChannel),
-                    };
-                    let channels = case.dims[if case.channels_last { case.dims.len() - 1 } else { 1 }];
-                    let bn = BatchNorm::new(channels).statistics(statistics);
-                    let (out, launches) = on.record(|| bn.forward_train(on, &x, Affine::None, None));
-                    let out = out?;
-                    row(&format!("BatchNorm {name} fwd"), 2, launches).print();
-                    let mut dx = tensor(&wave(0.0))?;
-                    let mut dweight = Tensor::zeros(on, &[channels])?;
-                    let mut workspace = bn.workspace(on, &x)?;
-                    let args = BatchNormBackwardTrain {
-                        x: x.view(),
-                        dy: dy.view(),
-                        affine: Affine::None,
-                        mean: out.mean.data(),
-                        rstd: out.rstd.data(),
-                        dx: Some(dx.view_mut()),
-                        grads: AffineGrad::F32 { dweight: Some(dweight.data_mut()), dbias: None },
-                        workspace: &mut workspace,
-                    };
-                    let (done, launches) = on.record(|| bn.backward_train_into(on, args));
-                    done?;
-                    row(&format!("BatchNorm {name} bwd"), 3, launches).print();
-                }
-                Op::Eval => {
-                    let channels = case.dims[if case.channels_last { case.dims.len() - 1 } else { 1 }];
-                    let bn = BatchNorm::new(channels);
-                    let running = RunningStats::new(on, channels)?;
-                    let weight = Tensor::from_slice(on, &vec![1.0; channels], &[channels])?;
-                    let bias = Tensor::zeros(on, &[channels])?;
-                    let (y, launches) =
-                        on.record(|| bn.forward_eval(on, &x, Affine::f32(&weight, &bias), &running));
-                    y?;
-                    row("BatchNorm eval fwd", 2, launches).print();
-                    let affine = Affine::f32(&weight, &bias);
-                    let (grads, launches) = on.record(|| bn.backward_eval(on, &x, &dy, affine, &running));
-                    grads?;
-                    row("BatchNorm eval bwd", 3, launches).print();
-                }
-                Op::LayerNorm => {
-                    let ln = LayerNorm::new(case.dims[1]);
-                    let (out, launches) = on.record(|| ln.forward(on, &x, Affine::None));
-                    out?;
-                    row("LayerNorm fwd", 2, launches).print();
-                }
-            }
+    pub(crate) fn channel_norms() -> Result<()> {
+        let shapes: [(bool, &[usize]); 6] = [
+            (FIRST, &[8, 64, 7, 7]),
+            (FIRST, &[8, 16, 32, 32]),
+            (FIRST, &[4, 3, 96, 96]),
+            (LAST, &[8, 32, 32, 16]),
+            (LAST, &[8, 16, 16, 35]),
+            (FIRST, &[1024, 64]),
+        ];
+        for (layout, dims) in shapes {
+            let channels = dims[if layout == LAST { dims.len() - 1 } else { 1 }];
+            header(dims, if layout == LAST { "channels last" } else { "channels first" });
+            Problem::<f32>::new(dims, layout, channels)?.channel_norms()?;
+            Problem::<f16>::new(dims, layout, channels)?.channel_norms()?;
         }
         Ok(())
+    }
+
+    pub(crate) fn row_norms() -> Result<()> {
+        let shapes: [&[usize]; 4] = [&[256, 128], &[64, 1024], &[8, 4096], &[32, 1023]];
+        for dims in shapes {
+            header(dims, "rows");
+            Problem::<f32>::new(dims, FIRST, dims[1])?.row_norms()?;
+            Problem::<f16>::new(dims, FIRST, dims[1])?.row_norms()?;
+        }
+        Ok(())
+    }
+
+    fn header(dims: &[usize], layout: &str) {
+        println!(
+            "\n{:<40}{:<6}{:>12}{:>12}{:>8}{:>10}  kernels",
+            format!("{dims:?}, {layout}"),
+            "type",
+            "bytes read",
+            "written",
+            "/floor",
+            "launches"
+        );
+    }
+
+    /// The tensors of a shape.
+    struct Problem<T: Element> {
+        on: Emulated,
+        dims: Vec<usize>,
+        channels: usize,
+        x: Tensor<T, Emulated>,
+        dy: Tensor<T, Emulated>,
+        /// The residual of a forward pass, or the gradient that reaches it by other ways.
+        other: Tensor<T, Emulated>,
+        weight: Tensor<T, Emulated>,
+        bias: Tensor<T, Emulated>,
+    }
+
+    impl<T: Element> Problem<T> {
+        fn new(dims: &[usize], channels_last: bool, channels: usize) -> Result<Self> {
+            let on = Emulated::new();
+            let len: usize = dims.iter().product();
+            let wave = |step: f32| -> Result<Tensor<T, Emulated>> {
+                let data: Vec<T> = (0..len).map(|i| T::from_f32((i as f32 * step).sin())).collect();
+                let tensor = Tensor::from_slice(&on, &data, dims)?;
+                Ok(if channels_last { tensor.channels_last() } else { tensor })
+            };
+            let vector =
+                |value: f32| Tensor::from_slice(&on, &vec![T::from_f32(value); channels], &[channels]);
+            Ok(Self {
+                on,
+                dims: dims.to_vec(),
+                channels,
+                x: wave(0.37)?,
+                dy: wave(0.73)?,
+                other: wave(0.11)?,
+                weight: vector(1.5)?,
+                bias: vector(0.5)?,
+            })
+        }
+
+        fn affine(&self) -> Affine<'_, T, Emulated> {
+            Affine::same(&self.weight, &self.bias)
+        }
+
+        /// Another tensor like `x`.
+        fn like(&self) -> Result<Tensor<T, Emulated>> {
+            let tensor = Tensor::zeros(&self.on, &self.dims)?;
+            Ok(if self.x.layout() == warpnorm::Layout::ChannelsLast {
+                tensor.channels_last()
+            } else {
+                tensor
+            })
+        }
+
+        fn params(&self) -> Result<Tensor<f32, Emulated>> {
+            Tensor::zeros(&self.on, &[self.channels])
+        }
+
+        /// Makes a call that must read or write so many tensors, and prints its line.
+        fn line<R>(&self, op: &str, tensors: usize, call: impl FnOnce() -> Result<R>) -> Result<R> {
+            let (result, launches) = self.on.record(call);
+            let result = result?;
+            let read: u64 = launches.iter().map(|l| l.bytes_read).sum();
+            let written: u64 = launches.iter().map(|l| l.bytes_written).sum();
+            let floor = tensors * self.x.len() * T::DTYPE.size();
+            println!(
+                "{op:<40}{:<6}{read:>12}{written:>12}{:>8.3}{:>10}  {}",
+                format!("{:?}", T::DTYPE).to_lowercase(),
+                (read + written) as f64 / floor as f64,
+                launches.len(),
+                kernels(&launches)
+            );
+            Ok(result)
+        }
+
+        fn channel_norms(&self) -> Result<()> {
+            let bn = BatchNorm::new(self.channels);
+            self.batch_norm("BatchNorm train", bn)?;
+            self.batch_norm("BatchNorm whole batch", bn.statistics(Statistics::WholeBatch))?;
+            self.batch_norm("BatchNorm virtual batch", bn.virtual_batch(self.dims[0] / 4))?;
+            self.batch_norm_residual()?;
+
+            let (on, x, dy) = (&self.on, &self.x, &self.dy);
+            let running = RunningStats::new(on, self.channels)?;
+            self.line("BatchNorm eval fwd", 2, || bn.forward_eval(on, x, self.affine(), &running))?;
+            self.line("BatchNorm eval bwd", 3, || bn.backward_eval(on, x, dy, self.affine(), &running))?;
+
+            let groups = [8, 5].into_iter().find(|g| self.channels.is_multiple_of(*g)).unwrap_or(1);
+            let gn = GroupNorm::new(groups, self.channels);
+            let name = format!("GroupNorm {groups} groups");
+            let saved = self.line(&format!("{name} fwd"), 2, || gn.forward(on, x, self.affine()))?;
+            self.line(&format!("{name} bwd"), 3, || gn.backward(on, x, dy, self.affine(), &saved))?;
+            if self.dims.len() > 2 {
+                let norm = InstanceNorm::new(self.channels);
+                let saved = self.line("InstanceNorm fwd", 2, || norm.forward(on, x, self.affine(), None))?;
+                self.line("InstanceNorm bwd", 3, || norm.backward(on, x, dy, self.affine(), &saved))?;
+            }
+            Ok(())
+        }
+
+        fn batch_norm(&self, name: &str, bn: BatchNorm) -> Result<()> {
+            let (on, x, dy) = (&self.on, &self.x, &self.dy);
+            let mut running = RunningStats::new(on, bn.running_len())?;
+            let forward = || bn.forward_train(on, x, self.affine(), Some(&mut running));
+            let saved = self.line(&format!("{name} fwd"), 2, forward)?;
+            self.line(&format!("{name} bwd"), 3, || bn.backward_train(on, x, dy, self.affine(), &saved))?;
+            Ok(())
+        }
+
+        /// `y = relu(norm(x) + residual)`, as at the end of a residual block.
+        fn batch_norm_residual(&self) -> Result<()> {
+            let on = &self.on;
+            let bn = BatchNorm::new(self.channels).activation(Activation::Relu);
+            let mut workspace = bn.workspace(on, &self.x)?;
+            let mut y = self.like()?;
+            let (mut mean, mut rstd) = (self.params()?, self.params()?);
+            let args = BatchNormTrain {
+                x: self.x.view(),
+                residual: Some(self.other.view()),
+                y: y.view_mut(),
+                affine: self.affine(),
+                mean: Some(mean.data_mut()),
+                rstd: Some(rstd.data_mut()),
+                running: None,
+                workspace: &mut workspace,
+            };
+            self.line("BatchNorm residual relu fwd", 3, || bn.forward_train_into(on, args))?;
+
+            let (mut dx, mut dresidual) = (self.like()?, self.like()?);
+            let (mut dweight, mut dbias) = (self.params()?, self.params()?);
+            let args = BatchNormBackwardTrain {
+                x: self.x.view(),
+                residual: Some(self.other.view()),
+                dy: self.dy.view(),
+                affine: self.affine(),
+                mean: mean.data(),
+                rstd: rstd.data(),
+                dx: Some(dx.view_mut()),
+                dresidual: Some(dresidual.view_mut()),
+                grads: both(&mut dweight, &mut dbias),
+                accumulate: false,
+                workspace: &mut workspace,
+            };
+            self.line("BatchNorm residual relu bwd", 5, || bn.backward_train_into(on, args))
+        }
+
+        /// The bare ones have neither weight nor bias.
+        fn row_norms(&self) -> Result<()> {
+            let (on, x, dy) = (&self.on, &self.x, &self.dy);
+            let ln = LayerNorm::new(self.channels);
+            let saved = self.line("LayerNorm bare fwd", 2, || ln.forward(on, x, Affine::None))?;
+            self.line("LayerNorm bare bwd", 3, || ln.backward(on, x, dy, Affine::None, &saved))?;
+            let saved = self.line("LayerNorm fwd", 2, || ln.forward(on, x, self.affine()))?;
+            self.line("LayerNorm bwd", 3, || ln.backward(on, x, dy, self.affine(), &saved))?;
+            let forward = || ln.forward_residual(on, x, &self.other, self.affine());
+            let (h, saved) = self.line("LayerNorm residual fwd", 4, forward)?;
+            let (mut dx, mut workspace) = (self.like()?, ln.workspace(on, x)?);
+            let (mut dweight, mut dbias) = (self.params()?, self.params()?);
+            let args = LayerNormBackward {
+                x: h.view(),
+                dy: dy.view(),
+                dh: Some(self.other.view()),
+                affine: self.affine(),
+                mean: saved.mean.data(),
+                rstd: saved.rstd.data(),
+                dx: Some(dx.view_mut()),
+                grads: both(&mut dweight, &mut dbias),
+                accumulate: false,
+                workspace: &mut workspace,
+            };
+            self.line("LayerNorm residual bwd", 4, || ln.backward_into(on, args))?;
+
+            let rms = RmsNorm::new(self.channels);
+            let saved = self.line("RmsNorm bare fwd", 2, || rms.forward(on, x, Affine::None))?;
+            self.line("RmsNorm bare bwd", 3, || rms.backward(on, x, dy, Affine::None, &saved))?;
+            let saved = self.line("RmsNorm fwd", 2, || rms.forward(on, x, self.affine()))?;
+            self.line("RmsNorm bwd", 3, || rms.backward(on, x, dy, self.affine(), &saved))?;
+            let forward = || rms.forward_residual(on, x, &self.other, self.affine());
+            let (h, saved) = self.line("RmsNorm residual fwd", 4, forward)?;
+            let args = RmsNormBackward {
+                x: h.view(),
+                dy: dy.view(),
+                dh: Some(self.other.view()),
+                affine: self.affine(),
+                rstd: saved.rstd.data(),
+                dx: Some(dx.view_mut()),
+                grads: both(&mut dweight, &mut dbias),
+                accumulate: false,
+                workspace: &mut workspace,
+            };
+            self.line("RmsNorm residual bwd", 4, || rms.backward_into(on, args))
+        }
+    }
+
+    fn both<'a, T: Element>(
+        dweight: &'a mut Tensor<f32, Emulated>,
+        dbias: &'a mut Tensor<f32, Emulated>,
+    ) -> AffineGrad<'a, T, Emulated> {
+        AffineGrad::F32 { dweight: Some(dweight.data_mut()), dbias: Some(dbias.data_mut()) }
+    }
+
+    /// The kernels of a call in their order, without what all names of a family and direction begin with, and who owns
+    /// what in the first of them.
+    fn kernels(launches: &[EmulatedLaunch]) -> String {
+        let first = launches.first().map_or("", |l| l.kernel.as_str());
+        let tile = match () {
+            () if first.contains("ColumnTile") => " by columns",
+            () if first.contains(", 256>") => " by blocks",
+            () if first.contains(", 32>") => " by warps",
+            () => "",
+        };
+        let names = launches.iter().map(|launch| {
+            let name = launch.kernel.split('<').next().unwrap_or_default();
+            let name = name.rsplit("::").next().unwrap_or_default().trim_end_matches("_kernel");
+            name.split_once("_fwd_").or(name.split_once("_bwd_")).map_or(name, |(_, step)| step)
+        });
+        names.collect::<Vec<_>>().join(", ") + tile
     }
 }

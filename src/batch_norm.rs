@@ -32,27 +32,46 @@ pub enum Statistics {
 ///
 /// `y = (x - mean) / sqrt(var + eps) * weight + bias`
 ///
-/// for tensors of 2 to 5 dimensions, channels first or last. In training, `mean` and `var` are those of the batch, per
-/// channel over samples and positions; in inference they are the running statistics. Where definitions differ this is
-/// PyTorch's: the variance that normalizes is biased, `sum((x - mean)²) / n`, and the running statistics follow
+/// for tensors of 2 to 5 dimensions, channels first or last; weight and bias have one value per channel. In training,
+/// `mean` and the biased `var = sum((x - mean)²) / n` are those of the batch, per channel over samples and positions; in
+/// inference they are the running statistics, which training moves by
 ///
 /// `running_mean = (1 - momentum) * running_mean + momentum * mean`
 /// `running_var  = (1 - momentum) * running_var  + momentum * var * n / (n - 1)`
 ///
-/// (ONNX and Keras call `1 - momentum` the momentum and average the biased variance.) With `momentum` `None` each
-/// batch weighs the same: the factor is `1 / k` for the `k`-th batch.
+/// With `momentum` `None` each call weighs the same: the factor is `1 / k` in the `k`-th call. [`Statistics`] and
+/// [`virtual_batch`](Self::virtual_batch) say what else a mean may be taken over.
 ///
-/// `statistics` and `virtual_batch` say what else a mean may be taken over. With an activation, or a residual among
-/// the buffers, the op is `y = act(norm(x) + residual)`, at no further pass over memory than reading the residual.
-///
-/// Backward, with `d = dy`, or `d = act'(z) * dy` where an activation was given `z`, `g = d * weight` and `x_hat = (x - mean) * rstd`:
+/// With an activation, or a residual among the buffers, `y = act(x_hat * weight + bias + residual)`, with no more
+/// traffic than reading the residual. Backward, with `d = act'(z) * dy`, where `z` is what the activation was given,
+/// `g = d * weight`, `x_hat = (x - mean) * rstd` and means over what shares a statistic:
 ///
 /// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))` in training, `dx = rstd * g` in inference,
-/// `dweight = sum(d * x_hat)`, `dbias = sum(d)`, `dresidual = d`. What the activation was given is computed again, not
-/// kept.
+/// `dweight = sum(d * x_hat)`, `dbias = sum(d)`, `dresidual = d`. `z` is computed again, not kept.
 ///
-/// The methods without `_into` allocate what they return. Those with it write to the caller's buffers and allocate no
-/// device memory.
+/// The methods without `_into` allocate what they return and know neither residual nor accumulation. Those with it write
+/// to the caller's buffers and allocate no device memory.
+///
+/// # Beside other libraries
+///
+/// | | here | PyTorch | ONNX | Keras 3 |
+/// |---|---|---|---|---|
+/// | running variance | unbiased | unbiased | biased | biased |
+/// | `momentum` weighs | the new value, 0.1 | the new value, 0.1 | the old value, 0.9 | the old value, 0.99 |
+/// | default `eps` | 1e-5 | 1e-5 | 1e-5 | 1e-3 |
+///
+/// So ONNX's momentum of 0.9 is 0.1 here. A biased running variance is `(n - 1) / n` of the unbiased one.
+///
+/// # Special values
+///
+/// - One value per statistic in training is [`Error::OneValue`], as in PyTorch: its unbiased variance would be `0 / 0`.
+/// - An empty batch gives an empty `y`, leaves the running statistics alone and counts as a call; `dweight` and `dbias`
+///   are zeros, or stay as they are if accumulated.
+/// - Equal values give exactly the bias (then activation and residual) with `eps > 0`, NaN with `eps` 0.
+/// - A NaN or an infinity in training makes all that shares its statistic NaN, the running statistics that move with
+///   it NaN or infinite, and nothing else. With a momentum of 0 these stay as they are, bit for bit.
+///
+/// # Examples
 ///
 /// ```
 /// use warpnorm::{Affine, BatchNorm, Cpu, RunningStats, Tensor};
@@ -66,6 +85,53 @@ pub enum Statistics {
 /// assert_eq!(out.y.to_vec(&Cpu)?, [-1.5, 2.5]);
 /// assert_eq!(running.mean.to_vec(&Cpu)?, [1.0]); // 0.5 * 0 + 0.5 * 2
 /// assert_eq!(running.var.to_vec(&Cpu)?, [1.5]); // 0.5 * 1 + 0.5 * 2, the unbiased variance
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+///
+/// The end of a residual block, `y = relu(norm(x) + residual)`, and its gradients:
+///
+/// ```
+/// use warpnorm::{Activation, Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, Cpu, Tensor};
+///
+/// let x = Tensor::from_slice(&Cpu, &[1.0_f32, 3.0, 1.0, 3.0], &[4, 1])?; // x_hat is -1, 1, -1, 1
+/// let residual = Tensor::from_slice(&Cpu, &[2.0_f32, 0.0, 0.0, 0.0], &[4, 1])?;
+/// let mut y = Tensor::zeros(&Cpu, &[4, 1])?;
+/// let (mut mean, mut rstd) = (Tensor::zeros(&Cpu, &[1])?, Tensor::zeros(&Cpu, &[1])?);
+/// let bn = BatchNorm::new(1).eps(0.0).activation(Activation::Relu);
+/// let mut workspace = bn.workspace(&Cpu, &x)?;
+/// let args = BatchNormTrain {
+///     x: x.view(),
+///     residual: Some(residual.view()),
+///     y: y.view_mut(),
+///     affine: Affine::None,
+///     mean: Some(mean.data_mut()),
+///     rstd: Some(rstd.data_mut()),
+///     running: None,
+///     workspace: &mut workspace,
+/// };
+/// bn.forward_train_into(&Cpu, args)?;
+/// assert_eq!(y.to_vec(&Cpu)?, [1.0, 1.0, 0.0, 1.0]);
+///
+/// let dy = Tensor::from_slice(&Cpu, &[4.0_f32, 0.0, 4.0, 0.0], &[4, 1])?;
+/// let (mut dx, mut dresidual) = (Tensor::zeros(&Cpu, &[4, 1])?, Tensor::zeros(&Cpu, &[4, 1])?);
+/// let mut dbias = Tensor::from_slice(&Cpu, &[0.5_f32], &[1])?;
+/// let args = BatchNormBackwardTrain {
+///     x: x.view(),
+///     residual: Some(residual.view()),
+///     dy: dy.view(),
+///     affine: Affine::None,
+///     mean: mean.data(),
+///     rstd: rstd.data(),
+///     dx: Some(dx.view_mut()),
+///     dresidual: Some(dresidual.view_mut()),
+///     grads: AffineGrad::F32 { dweight: None, dbias: Some(dbias.data_mut()) },
+///     accumulate: true,
+///     workspace: &mut workspace,
+/// };
+/// bn.backward_train_into(&Cpu, args)?;
+/// assert_eq!(dresidual.to_vec(&Cpu)?, [4.0, 0.0, 0.0, 0.0]); // the third was cut off
+/// assert_eq!(dx.to_vec(&Cpu)?, [2.0, 0.0, -2.0, 0.0]); // d - 1 + x_hat
+/// assert_eq!(dbias.to_vec(&Cpu)?, [4.5]); // 0.5 was there
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,14 +157,15 @@ impl BatchNorm {
         }
     }
 
-    /// Sets the number added to the variance: finite, not negative.
+    /// Sets the number added to the variance, inside the root: finite, not negative.
     #[must_use]
     pub fn eps(mut self, eps: f32) -> Self {
         self.eps = eps;
         self
     }
 
-    /// Sets the weight of the new value in the running statistics, any finite number; `None` averages all batches.
+    /// Sets the weight of the new value in the running statistics, any finite number; `None` averages all calls.
+    /// [`RunningStatsMut::momentum`] takes its place where it is given.
     #[must_use]
     pub fn momentum(mut self, momentum: impl Into<Option<f32>>) -> Self {
         self.momentum = momentum.into();
@@ -114,8 +181,9 @@ impl BatchNorm {
 
     /// Takes the statistics of a training pass over chunks of `samples` consecutive samples, as if each were a batch
     /// (Hoffer et al., [arXiv:1705.08741](https://arxiv.org/abs/1705.08741), "ghost batches"). The running statistics
-    /// move once per call, by the mean over the chunks of the means and of the unbiased variances, as those of Keras'
-    /// `virtual_batch_size` do. The samples must be a multiple; for [`Statistics::PerChannel`].
+    /// move once per call, as with `virtual_batch_size` in earlier versions of Keras (the paper moves them chunk by
+    /// chunk): by the mean over the chunks of the means and of the unbiased variances. The samples must be a multiple;
+    /// for [`Statistics::PerChannel`]. Inference is not cut.
     #[must_use]
     pub fn virtual_batch(mut self, samples: impl Into<Option<usize>>) -> Self {
         self.virtual_batch = samples.into();
@@ -186,7 +254,8 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// As [`forward_train`](Self::forward_train), less [`Error::Momentum`] and [`Error::OneValue`].
+    /// As [`forward_train`](Self::forward_train), less [`Error::Momentum`], [`Error::OneValue`] and
+    /// [`Error::VirtualBatch`].
     pub fn forward_eval<T: Element, B: Backend>(
         &self,
         on: &B,
@@ -233,7 +302,8 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// As [`forward_train`](Self::forward_train), and [`Error::ShapeMismatch`] where `dy` is not shaped like `x`.
+    /// As [`forward_train`](Self::forward_train), less [`Error::Momentum`], and [`Error::ShapeMismatch`] where `dy` is not
+    /// shaped like `x`.
     pub fn backward_train<T: Element, B: Backend>(
         &self,
         on: &B,
@@ -299,7 +369,7 @@ impl BatchNorm {
     ///
     /// # Errors
     ///
-    /// The shape errors of [`forward_train`](Self::forward_train), and what the backend says of memory.
+    /// The shape errors of [`forward_eval`](Self::forward_eval), and what the backend says of memory.
     pub fn workspace<T: Element, B: Backend>(&self, on: &B, x: &Tensor<T, B>) -> Result<Workspace<B>> {
         self.workspace_for(on, x.view())
     }

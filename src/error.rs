@@ -4,7 +4,7 @@ pub type Result<T, E = Error> = core::result::Result<T, E>;
 /// Why a call was refused or failed.
 ///
 /// A refused call has written nothing: not to outputs, not to gradients, not to running statistics. Only
-/// [`Error::Launch`] may come later, from the second launch of two.
+/// [`Error::Launch`] may come later, from the second launch of several.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -122,7 +122,7 @@ pub enum Error {
     OneValue {
         /// The argument.
         arg: &'static str,
-        /// What the statistics are taken over: channel, or batch.
+        /// What a statistic is taken over: a channel, a batch, or a channel of a time step, virtual batch or sample.
         per: &'static str,
     },
     /// `eps` must be finite and not negative.

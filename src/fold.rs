@@ -15,7 +15,11 @@ impl BatchNorm {
     /// `out_dim` is the dimension of the layer's output channels: 0 for PyTorch's convolutions and linear layers,
     /// 1 for its transposed convolutions of one group, the last one where weights are `[in, out]` or HWIO. A missing
     /// layer bias means zeros. The layer and this op then give what the folded layer gives, up to rounding: the new
-    /// weights are computed in `f64` and rounded to `T` once. An activation stays to be applied.
+    /// weights are computed on the host in `f64` and rounded to `T` once. An activation or a residual stays to be
+    /// applied. Statistics of the whole batch serve every channel; a virtual batch does not matter to inference.
+    ///
+    /// A convolution that pads with zeros stays right, since BatchNorm follows it. A `running_var + eps` of 0 gives
+    /// weights that are not finite.
     ///
     /// ```
     /// use warpnorm::{Affine, BatchNorm, Cpu, RunningStats, Tensor};

@@ -12,17 +12,32 @@ use crate::Error;
 /// `y = (x - mean) / sqrt(var + eps) * weight + bias`
 ///
 /// for tensors of 2 to 5 dimensions, channels first or last, with `mean` and the biased `var = sum((x - mean)²) / n` of
-/// each group of `channels / groups` neighboring channels within each sample. Weight and bias have one value per
-/// channel, as in PyTorch, Keras and ONNX since opset 21. One group is LayerNorm over channels and positions; as many
-/// groups as channels are [`InstanceNorm`](crate::InstanceNorm).
+/// each group of `channels / groups` neighboring channels within each sample, over its `n` values. Weight and bias have
+/// one value per channel. There are no running statistics: training and inference are the same. One group takes the
+/// statistics of a LayerNorm over channels and positions; as many groups as channels are
+/// [`InstanceNorm`](crate::InstanceNorm).
 ///
-/// With an activation, or a residual among the buffers, `y = act(norm(x) + residual)`. Backward, with
+/// With an activation, or a residual among the buffers, `y = act(x_hat * weight + bias + residual)`. Backward, with
 /// `d = act'(z) * dy`, where `z` is what the activation was given, `g = d * weight` and `x_hat = (x - mean) * rstd`:
 ///
-/// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`, means over the group, `dweight = sum(d * x_hat)`,
-/// `dbias = sum(d)`, `dresidual = d`.
+/// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`, means over the group, `dweight = sum(d * x_hat)` and
+/// `dbias = sum(d)`, sums over samples and positions, `dresidual = d`.
 ///
-/// Where a group holds a single value, `y` is the bias. (PyTorch's module refuses such a tensor if it has one sample.)
+/// # Beside other libraries
+///
+/// - PyTorch: the same, `eps` 1e-5 included.
+/// - ONNX: the same from opset 21 on. In opset 18 scale and bias are `[groups]`: repeat each value `channels / groups`
+///   times.
+/// - Keras: the same with `eps` 1e-3; its `groups` of -1 is [`InstanceNorm`](crate::InstanceNorm).
+///
+/// # Special values
+///
+/// - A group of one value has a variance of 0, so `y` is the bias. PyTorch refuses such a tensor if it has one sample.
+/// - Equal values give exactly the bias with `eps > 0`, NaN with `eps` 0.
+/// - A NaN or an infinity makes its own group NaN, and nothing else.
+/// - No samples, or no positions, give an empty `y`; `dweight` and `dbias` are zeros, or stay as they are if accumulated.
+///
+/// # Example
 ///
 /// ```
 /// use warpnorm::{Affine, Cpu, GroupNorm, Tensor};
@@ -51,7 +66,7 @@ impl GroupNorm {
         Self { groups, channels, eps: 1e-5, activation: Activation::None }
     }
 
-    /// Sets the number added to the variance: finite, not negative.
+    /// Sets the number added to the variance, inside the root: finite, not negative.
     #[must_use]
     pub fn eps(mut self, eps: f32) -> Self {
         self.eps = eps;

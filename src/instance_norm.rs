@@ -34,7 +34,7 @@ pub type InstanceNormBackwardEval<'a, T, B> = BatchNormBackwardEval<'a, T, B>;
 /// batch dimension is one sample: `[1, channels, ...]`.
 ///
 /// [`forward`](Self::forward) always normalizes with the statistics of the tensor at hand, in training and in
-/// inference. Running statistics are optional (PyTorch's `track_running_stats`): `forward` moves them by
+/// inference. Running statistics are optional (PyTorch's `track_running_stats`): `forward` moves them, once per call, by
 ///
 /// `running_mean = (1 - momentum) * running_mean + momentum * mean over the samples of mean`
 /// `running_var  = (1 - momentum) * running_var  + momentum * mean over the samples of var * n / (n - 1)`
@@ -42,13 +42,27 @@ pub type InstanceNormBackwardEval<'a, T, B> = BatchNormBackwardEval<'a, T, B>;
 /// and [`forward_eval`](Self::forward_eval) normalizes with them, one mean and variance per channel, as PyTorch does
 /// in inference where they are tracked.
 ///
-/// With an activation, or a residual among the buffers, `y = act(norm(x) + residual)`. Backward, with
+/// With an activation, or a residual among the buffers, `y = act(x_hat * weight + bias + residual)`. Backward, with
 /// `d = act'(z) * dy`, where `z` is what the activation was given, `g = d * weight` and `x_hat = (x - mean) * rstd`:
 ///
 /// `dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))`, means over positions, or `rstd * g` in inference;
 /// `dweight = sum(d * x_hat)`, `dbias = sum(d)`, sums over samples and positions; `dresidual = d`.
 ///
-/// A single position per channel has no spread: [`Error::OneValue`], as in PyTorch.
+/// # Beside other libraries
+///
+/// - PyTorch: the same, but its modules have neither weight nor bias, nor running statistics, unless asked for.
+/// - ONNX: the same without running statistics, `eps` 1e-5 too; scale and bias are required there.
+/// - Keras: its GroupNormalization with `groups` -1, `eps` 1e-3, no running statistics.
+///
+/// # Special values
+///
+/// - A single position per channel is [`Error::OneValue`] in `forward`, as in PyTorch; not in `forward_eval`.
+/// - Equal values give exactly the bias with `eps > 0`, NaN with `eps` 0.
+/// - A NaN or an infinity makes its own channel of its own sample NaN, and running statistics of that channel NaN or
+///   infinite.
+/// - No samples, or no positions, give an empty `y`, leave the running statistics alone and count as a call.
+///
+/// # Example
 ///
 /// ```
 /// use warpnorm::{Affine, Cpu, InstanceNorm, RunningStats, Tensor};
@@ -79,14 +93,15 @@ impl InstanceNorm {
         Self { channels, eps: 1e-5, momentum: Some(0.1), activation: Activation::None }
     }
 
-    /// Sets the number added to the variance: finite, not negative.
+    /// Sets the number added to the variance, inside the root: finite, not negative.
     #[must_use]
     pub fn eps(mut self, eps: f32) -> Self {
         self.eps = eps;
         self
     }
 
-    /// Sets the weight of the new value in the running statistics, any finite number; `None` averages all batches.
+    /// Sets the weight of the new value in the running statistics, any finite number; `None` averages all calls.
+    /// [`RunningStatsMut::momentum`](crate::RunningStatsMut::momentum) takes its place where it is given.
     #[must_use]
     pub fn momentum(mut self, momentum: impl Into<Option<f32>>) -> Self {
         self.momentum = momentum.into();
@@ -201,7 +216,8 @@ impl InstanceNorm {
     ///
     /// # Errors
     ///
-    /// As [`forward`](Self::forward), and [`Error::ShapeMismatch`] where `dy` is not shaped like `x`.
+    /// As [`forward`](Self::forward), less [`Error::Momentum`], and [`Error::ShapeMismatch`] where `dy` is not shaped like
+    /// `x`.
     pub fn backward<T: Element, B: Backend>(
         &self,
         on: &B,

@@ -9,9 +9,10 @@ use crate::Error;
 /// Layer normalization (Ba, Kiros and Hinton, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450)) over the trailing
 /// dimensions.
 ///
-/// `y = (x - mean) / sqrt(var + eps) * weight + bias`, with `mean` and the biased `var = sum((x - mean)²) / cols` of
-/// each row of `cols` elements. Weight and bias have one value per column. PyTorch's, ONNX's and Keras' definitions
-/// agree.
+/// `y = (x - mean) / sqrt(var + eps) * weight + bias`
+///
+/// with `mean` and the biased `var = sum((x - mean)²) / cols` of each row. A row is the trailing dimensions whose product
+/// is `cols`, all others count rows. Weight and bias have one value per column.
 ///
 /// Backward, with `g = dy * weight`, `x_hat = (x - mean) * rstd` and means over a row:
 ///
@@ -21,7 +22,20 @@ use crate::Error;
 /// that of `h`, to which the gradient `dh` that reaches `h` by its other uses is added: `dx` is then the gradient of `x`
 /// and of `residual`, which are the same.
 ///
-/// Rows may have gaps between them: see [`View::strided`].
+/// Entries of the first dimension may have gaps between them: see [`View::strided`].
+///
+/// # Beside other libraries
+///
+/// PyTorch's `normalized_shape` and ONNX's `axis` name the dimensions of a row, here their product does. The definitions
+/// agree; `eps` is 1e-5 in both, 1e-3 in Keras.
+///
+/// # Special values
+///
+/// - Equal values give exactly the bias with `eps > 0`, NaN with `eps` 0; so does a row of one column.
+/// - A NaN or an infinity makes its own row NaN, and nothing else.
+/// - No rows give an empty `y`; `dweight` and `dbias` are zeros, or stay as they are if accumulated.
+///
+/// # Examples
 ///
 /// ```
 /// use warpnorm::{Affine, Cpu, LayerNorm, Tensor};
@@ -33,6 +47,40 @@ use crate::Error;
 /// assert_eq!(out.y.to_vec(&Cpu)?, [-2.0, 1.0, -2.0, 1.0]);
 /// assert_eq!(out.mean.to_vec(&Cpu)?, [2.0, 0.0]);
 /// assert_eq!(out.rstd.to_vec(&Cpu)?, [1.0, 0.2]);
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+///
+/// With a residual, and the gradient that reaches the sum by the residual stream:
+///
+/// ```
+/// use warpnorm::{Affine, AffineGrad, Cpu, LayerNorm, LayerNormBackward, Tensor};
+///
+/// let x = Tensor::from_slice(&Cpu, &[0.0_f32, 0.0, 3.0, -3.0], &[1, 4])?;
+/// let residual = Tensor::from_slice(&Cpu, &[1.0_f32, -1.0, -2.0, 2.0], &[1, 4])?;
+/// let norm = LayerNorm::new(4).eps(0.0);
+///
+/// let (h, out) = norm.forward_residual(&Cpu, &x, &residual, Affine::None)?;
+/// assert_eq!(h.to_vec(&Cpu)?, [1.0, -1.0, 1.0, -1.0]);
+/// assert_eq!(out.y.to_vec(&Cpu)?, [1.0, -1.0, 1.0, -1.0]);
+///
+/// let dy = Tensor::from_slice(&Cpu, &[4.0_f32, 0.0, 0.0, 0.0], &[1, 4])?;
+/// let dh = Tensor::from_slice(&Cpu, &[0.5_f32, 0.5, 0.5, 0.5], &[1, 4])?;
+/// let mut dx = Tensor::zeros(&Cpu, &[1, 4])?;
+/// let mut workspace = norm.workspace(&Cpu, &h)?;
+/// let args = LayerNormBackward {
+///     x: h.view(),
+///     dy: dy.view(),
+///     dh: Some(dh.view()),
+///     affine: Affine::None,
+///     mean: out.mean.data(),
+///     rstd: out.rstd.data(),
+///     dx: Some(dx.view_mut()),
+///     grads: AffineGrad::None,
+///     accumulate: false,
+///     workspace: &mut workspace,
+/// };
+/// norm.backward_into(&Cpu, args)?;
+/// assert_eq!(dx.to_vec(&Cpu)?, [2.5, 0.5, -1.5, 0.5]); // dy - 1 - x_hat + dh
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 ///
@@ -66,7 +114,7 @@ impl LayerNorm {
         Self { cols, eps: 1e-5 }
     }
 
-    /// Sets the number added to the variance: finite, not negative.
+    /// Sets the number added to the variance, inside the root: finite, not negative.
     #[must_use]
     pub fn eps(mut self, eps: f32) -> Self {
         self.eps = eps;

@@ -1,14 +1,17 @@
 //! Normalization layers for NVIDIA GPUs: hand-written CUDA kernels behind a safe Rust API, with a CPU backend of the
 //! same interface.
 //!
-//! | op | statistics over | affine per |
-//! |---|---|---|
-//! | [`BatchNorm`] | batch and positions, per channel; or the whole batch; in training or given | channel |
-//! | [`InstanceNorm`] | positions, per sample and channel; or given | channel |
-//! | [`GroupNorm`] | positions and channels of a group, per sample | channel |
-//! | [`LayerNorm`], [`RmsNorm`] | trailing dimensions | column |
+//! | op | statistics over | weight and bias per | fused |
+//! |---|---|---|---|
+//! | [`BatchNorm`] | batch and positions, per channel; or the whole batch, time steps, chunks of samples; or running ones | channel | `act(norm(x) + residual)` |
+//! | [`InstanceNorm`] | positions, per sample and channel; or running ones | channel | `act(norm(x) + residual)` |
+//! | [`GroupNorm`] | positions and channels of a group, per sample | channel | `act(norm(x) + residual)` |
+//! | [`LayerNorm`], [`RmsNorm`] | trailing dimensions, per row | column | `norm(x + residual)` |
 //!
-//! All have forward and backward passes, for `f32`, `f16` and `bf16`; the first three take both layouts.
+//! All have forward and backward passes, for `f32`, [`f16`](half::f16) and [`bf16`](half::bf16), and a forward pass in
+//! place. The *channel norms*, the first three, take both [`Layout`]s; the *row norms* take
+//! [strided views](View::strided). [`PopulationStats`] are the statistics of many batches, and [`BatchNorm::fold`] makes
+//! a BatchNorm part of the layer before it.
 //!
 //! Every op comes on two levels. The *convenience* level takes [`Tensor`]s and allocates what it returns:
 //!
@@ -26,16 +29,20 @@
 //! ```
 //!
 //! The *core* level, methods that end in `_into`, writes into buffers the caller gives and allocates no device memory,
-//! so that it can be captured into a CUDA graph; see [`Cuda::warm_up`] for what a capture asks.
+//! so that it can be captured into a CUDA graph; see [`Cuda::warm_up`] for what a capture asks. It alone has the fused
+//! forms of the channel norms, and adds gradients of weight and bias to what is there where `accumulate` is set.
 //!
 //! The same code runs on a GPU: [`Cuda::new`] gives the backend, or says why there is none.
 //!
 //! # Numbers
 //!
-//! Elements are stored as `f32`, [`f16`](half::f16) or [`bf16`](half::bf16); all arithmetic and every statistic is in
-//! `f32` or wider. Statistics come from Welford's algorithm, on the CPU from two passes in `f64`, so a mean thousands of
-//! times the spread does no harm. On the GPU squares of deviations must fit in `f32`: a spread between 1e-19 and 1e19.
-//! The same input gives the same bits, run after run: there are no floating-point atomics.
+//! All arithmetic and every statistic is in `f32` or wider. Means and variances come from Welford's algorithm, on the
+//! CPU from two passes in `f64`, so a mean thousands of times the spread does no harm. On the GPU squares of deviations,
+//! and for RMSNorm those of values, must fit in `f32`: a spread between 1e-19 and 1e19. The same input gives the same
+//! bits, run after run: there are no floating-point atomics.
+//!
+//! Gradients of weight and bias are summed in `f32` (`f64` on the CPU) and rounded once to the type asked for; only
+//! those added up over several calls in 16 bits lose more.
 
 // The few modules that need it allow it.
 #![deny(unsafe_code)]

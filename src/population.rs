@@ -1,15 +1,17 @@
 use crate::{Affine, Backend, BatchNorm, Element, Error, Result, RunningStats, Tensor, error::check_len};
 
-/// Mean and variance of each channel over all values of many batches, exact but for rounding: what running statistics,
-/// which forget, only estimate.
+/// Mean and variance of each statistic of a [`BatchNorm`] over all values of many batches, exact but for rounding: what
+/// running statistics, which forget, only estimate. (The cumulative average of `momentum` `None` averages the variances
+/// of the batches; this is the variance of all values, distances between batch means included.)
 ///
 /// Counts, means and sums of squared deviations are kept in `f64` on the host and combined by Chan, Golub and LeVeque's
 /// formula ([doi:10.1080/00031305.1983.10483115](https://doi.org/10.1080/00031305.1983.10483115)):
 ///
 /// `mean = mean_a + (mean_b - mean_a) * n_b / n`, `M2 = M2_a + M2_b + (mean_b - mean_a)² * n_a * n_b / n`
 ///
-/// Typical use: freeze a trained network's statistics with one more pass over the data, or join those of several
-/// workers.
+/// One more pass over the data with the weights frozen gives a trained network exact statistics for inference (Wu and
+/// Johnson, [arXiv:2105.07576](https://arxiv.org/abs/2105.07576)); [`merge`](Self::merge) joins those of several
+/// workers. The result does not depend on how the data is cut into batches, but for rounding.
 ///
 /// ```
 /// use warpnorm::{BatchNorm, Cpu, PopulationStats, Tensor};
@@ -53,13 +55,14 @@ impl PopulationStats {
         Ok(())
     }
 
-    /// Takes in a batch: normalizes it with `norm`, for the statistics alone. They are rounded to `f32` once. An empty
-    /// batch changes nothing.
+    /// Takes in a batch: normalizes it with `norm`, for the statistics alone, and waits for them. They are rounded to
+    /// `f32` once. An empty batch changes nothing; one of a single value per statistic is refused, unlike by
+    /// [`push`](Self::push).
     ///
     /// # Errors
     ///
-    /// As [`BatchNorm::forward_train`], and [`Error::Unsupported`] for a `norm` with a virtual batch, whose statistics
-    /// are not those of the batch.
+    /// As [`BatchNorm::forward_train`], [`Error::Length`] where `norm` has another number of running statistics, and
+    /// [`Error::Unsupported`] for a `norm` with a virtual batch, whose statistics are not those of the batch.
     pub fn observe<T: Element, B: Backend>(
         &mut self,
         norm: &BatchNorm,

@@ -9,10 +9,11 @@ use crate::Error;
 /// Root mean square normalization (Zhang and Sennrich, [arXiv:1910.07467](https://arxiv.org/abs/1910.07467)) over the
 /// trailing dimensions.
 ///
-/// `y = x / sqrt(mean(x²) + eps) * (weight_offset + weight) + bias`, with the mean over each row of `cols` elements.
-/// Weight and bias have one value per column; a missing weight is a factor of one. `weight_offset` is 0, or 1 for
-/// weights that are stored around zero, as Gemma's are. PyTorch's definition agrees but for its default `eps`, which is
-/// the smallest step of the type that it computes in; ONNX's agrees. Neither has a bias.
+/// `y = x / sqrt(mean(x²) + eps) * (weight_offset + weight) + bias`
+///
+/// with the mean over each row. A row is the trailing dimensions whose product is `cols`, all others count rows. Weight
+/// and bias have one value per column; a missing weight is a factor of one, whatever the offset. `weight_offset` is 0,
+/// or 1 for weights that are stored around zero, as Gemma's are; the sum is in `f32`.
 ///
 /// Backward, with `g = dy * (weight_offset + weight)`, `x_hat = x * rstd` and the mean over a row:
 ///
@@ -22,7 +23,24 @@ use crate::Error;
 /// that of `h`, to which the gradient `dh` that reaches `h` by its other uses is added: `dx` is then the gradient of `x`
 /// and of `residual`, which are the same.
 ///
-/// Rows may have gaps between them: see [`View::strided`].
+/// Entries of the first dimension may have gaps between them, as the queries and keys of a packed projection do: the
+/// example of [`ViewMut::strided`] normalizes both in place.
+///
+/// # Beside other libraries
+///
+/// The definitions of PyTorch, ONNX and Keras agree but for `eps`, and have no bias. PyTorch's default is the machine
+/// epsilon of the type that it computes in, 2⁻²³ for `f32` and 16-bit tensors; ONNX's is 1e-5, as here; Keras' 1e-6.
+/// Everything up to `y` is in `f32` here; models that round `x_hat` to 16 bits before the weight, as Llama does, differ
+/// in the last bit.
+///
+/// # Special values
+///
+/// - A row of zeros gives exactly the bias with `eps > 0`, NaN with `eps` 0.
+/// - A NaN makes its own row NaN. An infinity gives NaN at itself and the bias elsewhere in its row.
+/// - On the GPU the sum of squares is in `f32`: from values of about 1e19 on it is infinite.
+/// - No rows give an empty `y`; `dweight` and `dbias` are zeros, or stay as they are if accumulated.
+///
+/// # Examples
 ///
 /// ```
 /// use warpnorm::{Affine, Cpu, RmsNorm, Tensor};
@@ -34,6 +52,25 @@ use crate::Error;
 /// let out = norm.forward(&Cpu, &x, Affine::Same { weight: Some(weight.data()), bias: None })?;
 /// assert_eq!(out.y.to_vec(&Cpu)?, [0.2, 2.8]);
 /// assert_eq!(out.rstd.to_vec(&Cpu)?, [0.2]);
+/// # Ok::<(), warpnorm::Error>(())
+/// ```
+///
+/// With a residual, in place: the sum takes the place of the residual, the output that of the input.
+///
+/// ```
+/// use warpnorm::{Affine, Cpu, RmsNorm, RmsNormInPlace, Tensor};
+///
+/// let mut x = Tensor::from_slice(&Cpu, &[1.0_f32, 3.0], &[1, 2])?;
+/// let mut stream = Tensor::from_slice(&Cpu, &[1.0_f32, -5.0], &[1, 2])?;
+/// let args = RmsNormInPlace {
+///     x: x.view_mut(),
+///     residual: Some(stream.view_mut()),
+///     affine: Affine::None,
+///     rstd: None,
+/// };
+/// RmsNorm::new(2).eps(0.0).forward_in_place_into(&Cpu, args)?;
+/// assert_eq!(stream.to_vec(&Cpu)?, [2.0, -2.0]);
+/// assert_eq!(x.to_vec(&Cpu)?, [1.0, -1.0]);
 /// # Ok::<(), warpnorm::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +86,7 @@ impl RmsNorm {
         Self { cols, eps: 1e-5, weight_offset: 0.0 }
     }
 
-    /// Sets the number added to the mean square: finite, not negative.
+    /// Sets the number added to the mean square, inside the root: finite, not negative.
     #[must_use]
     pub fn eps(mut self, eps: f32) -> Self {
         self.eps = eps;
@@ -68,7 +105,8 @@ impl RmsNorm {
     /// # Errors
     ///
     /// [`Error::NormalizedShape`], [`Error::Length`] or [`Error::TooLarge`] for shapes that do not fit,
-    /// [`Error::Eps`] and [`Error::WeightOffset`] for settings out of range, and what the backend says of memory and launches.
+    /// [`Error::Eps`] and [`Error::WeightOffset`] for settings out of range, and what the backend says of memory and
+    /// launches.
     pub fn forward<T: Element, B: Backend>(
         &self,
         on: &B,

@@ -19,7 +19,8 @@ pub(crate) struct RowOp {
 }
 
 /// A tensor added before a row norm, and the sum that is normalized: `h = x + residual`, rounded to the tensor's type,
-/// so that the fused op gives the bits of an addition and a norm after another.
+/// so that the fused op gives the bits of an addition and a norm after another. FlashInfer's and vLLM's fused add, which
+/// overwrites both inputs, is `forward_in_place_into`.
 pub struct Residual<'a, T: Element, B: Backend> {
     /// What is added, shaped like `x`.
     pub residual: View<'a, T, B>,

@@ -122,7 +122,10 @@ impl<'a, T: Element, B: Backend> View<'a, T, B> {
     }
 
     /// Sees part of `data` as a tensor whose entries of the first dimension start `stride` elements apart, each of them
-    /// dense, as the queries in a packed projection of queries, keys and values do. What lies between is not touched.
+    /// dense, as the queries in a packed projection of queries, keys and values do. What lies between is not read.
+    ///
+    /// The row norms take such views; the tensors of one call may have different strides. The channel norms refuse them
+    /// with [`Error::Strided`](crate::Error::Strided).
     ///
     /// # Errors
     ///
@@ -174,8 +177,34 @@ impl<'a, T: Element, B: Backend> ViewMut<'a, T, B> {
         Ok(Self { data, dims })
     }
 
-    /// Sees part of `data` as a tensor whose entries of the first dimension start `stride` elements apart, each of them
-    /// dense, as the queries in a packed projection of queries, keys and values do. What lies between is not touched.
+    /// As [`View::strided`]; what lies between the entries is not touched.
+    ///
+    /// Query and key norms of an attention with two query heads, one key head and one value head, in place on the
+    /// packed projection `[tokens, 4 * head_dim]`:
+    ///
+    /// ```
+    /// use warpnorm::{Affine, Cpu, RmsNorm, RmsNormInPlace, ViewMut};
+    ///
+    /// const HEAD_DIM: usize = 2;
+    /// //                     query heads           key       value
+    /// let mut packed = vec![3.0_f32, -3.0, 2.0, 2.0, 5.0, 5.0, 8.0, 9.0];
+    /// packed.extend([4.0, 4.0, -1.0, 1.0, 6.0, -6.0, 8.0, 9.0]); // the second token
+    /// let row = 4 * HEAD_DIM;
+    ///
+    /// let norm = RmsNorm::new(HEAD_DIM).eps(0.0);
+    /// for (first, heads) in [(0, 2), (2 * HEAD_DIM, 1)] {
+    ///     let args = RmsNormInPlace {
+    ///         x: ViewMut::strided(&mut packed[first..], &[2, heads, HEAD_DIM], row)?, // [tokens, heads, head_dim]
+    ///         residual: None,
+    ///         affine: Affine::None,
+    ///         rstd: None,
+    ///     };
+    ///     norm.forward_in_place_into(&Cpu, args)?;
+    /// }
+    /// assert_eq!(packed[..row], [1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 9.0]);
+    /// assert_eq!(packed[row..], [1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 8.0, 9.0]);
+    /// # Ok::<(), warpnorm::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -4,12 +4,15 @@ mod support;
 
 mod batch_norm;
 mod bindings;
+mod composed;
 mod cuda;
+mod edges;
 mod elements;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod errors;
 mod every_op;
+mod fold;
 mod fused;
 mod golden;
 mod gradients;
@@ -21,6 +24,7 @@ mod layer_norm;
 mod naive;
 mod onnx;
 mod peers;
+mod population;
 mod pytorch;
 mod rms_norm;
 mod row_norm;

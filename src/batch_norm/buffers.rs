@@ -51,7 +51,7 @@ pub struct RunningStatsMut<'a, B: Backend> {
     pub batches: &'a mut u64,
     /// The weight of the new value as one number on the device, in place of the op's: it is read when the kernel runs,
     /// so that a captured graph can be replayed with another one. 0 leaves the running statistics as they are, bit for
-    /// bit.
+    /// bit. It is not checked: one that is not finite makes them NaN or infinite.
     pub momentum: Option<B::Ref<'a, f32>>,
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn check_momentum(momentum: Option<f32>) -> Result<()> {
 }
 
 /// What [`BatchNorm::forward_train`] and [`InstanceNorm::forward`](crate::InstanceNorm::forward) return: the output,
-/// and what the backward pass needs.
+/// and what the backward pass needs. Where the batch is empty the statistics are zeros.
 #[derive(Debug)]
 pub struct BatchNormOutput<T: Element, B: Backend> {
     /// The output, shaped like `x`.

@@ -121,8 +121,10 @@ impl Cuda {
     ///
     /// Three more things to know of captures. cudarc orders streams by events, which a capture may not wait for: turn
     /// that off first (`CudaContext::disable_event_tracking`, with what its safety asks). The tensors and workspaces of
-    /// the captured calls must outlive the graph. And what a call computes on the host is captured as it was: with
-    /// `momentum` `None`, every replay weighs its batch as the captured call did, and `batches` does not count replays.
+    /// the captured calls must outlive the graph. And what a call computes on the host is captured as it was: every
+    /// replay weighs its batch as the captured call did, unless
+    /// [`RunningStatsMut::momentum`](crate::RunningStatsMut::momentum) is on the device, and `batches` does not count
+    /// replays.
     ///
     /// # Errors
     ///

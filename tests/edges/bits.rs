@@ -1,0 +1,96 @@
+//! Bits that must not change.
+
+use warpnorm::{Element, Layout};
+
+use super::{LAYOUTS, every_op, round};
+use crate::support::{
+    bits,
+    data::{
+        batch_norm_eval, group_norm, instance_norm, instance_norm_eval, layer_norm, rms_norm, with_residual,
+    },
+    describe, on_every_backend, outputs,
+    problem::Problem,
+    run::{Options, Sliced},
+    small,
+};
+
+on_every_backend!(the_same_input_gives_the_same_bits, a_sample_alone_gives_the_bits_it_gives_among_others,);
+
+fn the_same_input_gives_the_same_bits<T: Element, B: Sliced>(on: &B) {
+    let shapes: &[[usize; 3]] = match small() {
+        true => &[[4, 6, 9], [2, 2, 520]],
+        false => &[[4, 6, 9], [2, 2, 520], [130, 4, 3], [2, 34, 64], [2, 2, 9001]],
+    };
+    for &shape in shapes {
+        for problem in every_op(shape, 12) {
+            let problem = round::<T>(&problem);
+            let first = bits(&outputs::<T, B>(on, &problem, &Options::default()));
+            for _ in 0..2 {
+                let again = bits(&outputs::<T, B>(on, &problem, &Options::default()));
+                assert_eq!(again, first, "{}", describe(&problem));
+            }
+        }
+    }
+}
+
+/// The ops in which samples do not meet, and the first dimension is the samples.
+fn sample_by_sample([samples, channels, positions]: [usize; 3]) -> Vec<Problem> {
+    let rows = [samples, channels * positions];
+    let mut all = vec![layer_norm(&rows, 1, 8), rms_norm(&rows, 1, 8)];
+    for layout in LAYOUTS {
+        let dims = match layout {
+            Layout::ChannelsFirst => [samples, channels, positions],
+            Layout::ChannelsLast => [samples, positions, channels],
+        };
+        all.extend([1, 2, channels].map(|groups| group_norm(&dims, layout, groups, 8)));
+        all.extend([instance_norm_eval(&dims, layout, 8), batch_norm_eval(&dims, layout, 8)]);
+        all.extend((positions > 1).then(|| instance_norm(&dims, layout, 8)));
+    }
+    let residuals: Vec<Problem> = all.iter().map(|problem| with_residual(problem.clone(), 8)).collect();
+    all.extend(residuals);
+    all
+}
+
+fn a_sample_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on: &B) {
+    let shapes: &[[usize; 3]] = match small() {
+        true => &[[65, 2, 3], [5, 8, 16], [3, 2, 513], [2, 2, 1032]],
+        false => &[
+            [65, 2, 3],
+            [5, 8, 16],
+            [3, 2, 513],
+            [2, 2, 1032],
+            [3, 34, 64],
+            [3, 40, 1],
+            [3, 2, 9000],
+            [3, 32, 700],
+            [2, 130, 65],
+        ],
+    };
+    for &shape in shapes {
+        let samples = shape[0];
+        for problem in sample_by_sample(shape) {
+            let mut problem = round::<T>(&problem);
+            problem.running = problem.running.filter(|_| problem.op.statistics().is_none());
+            let all = bits(&outputs::<T, B>(on, &problem, &Options::default()));
+            for sample in [0, samples / 2, samples - 1] {
+                let of = |values: &Vec<f64>| {
+                    let len = values.len() / samples;
+                    values[sample * len..(sample + 1) * len].to_vec()
+                };
+                let mut alone = problem.clone();
+                alone.dims[0] = 1;
+                alone.x = vec![of(&problem.x[0])];
+                alone.dy = of(&problem.dy);
+                alone.dh = problem.dh.as_ref().map(of);
+                alone.residual = problem.residual.as_ref().map(of);
+                let alone = bits(&outputs::<T, B>(on, &alone, &Options::default()));
+                for name in ["y", "h", "dx", "dresidual", "mean", "rstd"] {
+                    let Some(all) = all.get(name) else { continue };
+                    let len = all.len() / samples;
+                    let here = &all[sample * len..(sample + 1) * len];
+                    assert_eq!(alone[name], here, "{}: {name} of sample {sample}", describe(&problem));
+                }
+            }
+        }
+    }
+}
