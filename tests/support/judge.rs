@@ -39,14 +39,9 @@ const K: f64 = 8.0;
 /// The same for one step of the running statistics.
 const K_RUNNING: f64 = 4.0;
 
-/// Eight of the smallest subnormals of `f32`, allowed everywhere: what rounding subnormal data costs.
+/// Eight of the smallest subnormals of `f32`: what rounding the mean of subnormal data costs.
 fn subnormal_room() -> f64 {
     8.0 * 2f64.powi(-149)
-}
-
-fn with_subnormal_room(mut allowed: Vec<f64>) -> Vec<f64> {
-    allowed.iter_mut().for_each(|t| *t += subnormal_room());
-    allowed
 }
 
 /// The name under which the rule for groups of equal values reports.
@@ -283,10 +278,10 @@ pub(crate) fn tolerances(problem: &Problem) -> Values {
             let dx = rstd(i) * (g(i) + m1 + x_hat[i] * m2);
             own + given + if problem.dh.is_some() { U * (dx + dh(i)) } else { 0.0 }
         };
-        values.insert("dx", with_subnormal_room((0..x.len()).map(t_dx).collect()));
+        values.insert("dx", (0..x.len()).map(t_dx).collect());
     } else {
         let t_dx = |i: usize| K * U * g(i) * rstd(i) + t_g(i) * rstd(i);
-        values.insert("dx", with_subnormal_room((0..x.len()).map(t_dx).collect()));
+        values.insert("dx", (0..x.len()).map(t_dx).collect());
     }
     let accumulated = |mut sums: Vec<f64>, which: usize, new: Vec<f64>| {
         if let Some(old) = &problem.old_grads {
@@ -297,11 +292,11 @@ pub(crate) fn tolerances(problem: &Problem) -> Values {
         sums
     };
     let t_dgamma = |i: usize| K * U * k[group[i]] * d[i] * (one + x_hat[i]) + t_d[i] * x_hat[i];
-    let t_dgamma = with_subnormal_room(geometry.param_sums(t_dgamma));
+    let t_dgamma = geometry.param_sums(t_dgamma);
     values.insert("dgamma", accumulated(t_dgamma, 0, geometry.param_sums(|i| d[i] * x_hat[i])));
-    let t_dbeta = with_subnormal_room(geometry.param_sums(|i| K * U * d[i] + t_d[i]));
+    let t_dbeta = geometry.param_sums(|i| K * U * d[i] + t_d[i]);
     values.insert("dbeta", accumulated(t_dbeta, 1, geometry.param_sums(|i| d[i])));
-    values.insert("dresidual", with_subnormal_room(t_d));
+    values.insert("dresidual", t_d);
     // The sum is rounded once, and the reference rounds it likewise.
     values.extend(problem.sum().map(|h| ("h", vec![0.0; h.len()])));
     if let Some([mean_name, var_name, rstd_name]) = problem.op.statistics() {
