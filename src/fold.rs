@@ -1,7 +1,7 @@
 //! BatchNorm as part of the layer before it.
 
 use crate::{
-    Affine, Backend, BatchNorm, Element, Error, Result, RunningStats, Statistics, Tensor,
+    Affine, Backend, BatchNorm, Element, Error, Layout, Result, RunningStats, Statistics, Tensor,
     error::{check_eps, check_len},
 };
 
@@ -76,10 +76,9 @@ impl BatchNorm {
         for (i, w) in folded.iter_mut().enumerate() {
             *w = T::from_f64(f64::from(w.to_f32()) * scale[i / run % channels]);
         }
-        Ok((
-            Tensor::from_slice(on, &folded, weight.dims())?,
-            Tensor::from_slice(on, &folded_bias, &[channels])?,
-        ))
+        let folded = Tensor::from_slice(on, &folded, weight.dims())?;
+        let folded = if weight.layout() == Layout::ChannelsLast { folded.channels_last() } else { folded };
+        Ok((folded, Tensor::from_slice(on, &folded_bias, &[channels])?))
     }
 
     /// The op's channels, which are those of the weight's dimension `out_dim`.

@@ -43,7 +43,7 @@ __device__ __forceinline__ float activate(wn_activation activation, float z) {
 __device__ __forceinline__ float activation_slope(wn_activation activation, float z) {
   switch (activation) {
     case WN_ACT_NONE: return 1.f;
-    case WN_ACT_RELU: return z > 0.f ? 1.f : 0.f;
+    case WN_ACT_RELU: return z <= 0.f ? 0.f : 1.f;  // the gradient passes where z is NaN
     case WN_ACT_SILU: {
       const Sigmoid s(z);
       return s.of * (1.f + z * s.of_negative);

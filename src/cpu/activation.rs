@@ -28,11 +28,8 @@ impl Activation {
         match self {
             Self::None => 1.0,
             Self::Relu => {
-                if z > 0.0 {
-                    1.0
-                } else {
-                    0.0
-                }
+                // In this order a gradient passes where z is NaN, as it does in PyTorch.
+                if z <= 0.0 { 0.0 } else { 1.0 }
             }
             Self::Silu => {
                 let s = sigmoid(z);

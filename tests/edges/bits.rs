@@ -2,7 +2,7 @@
 
 use warpnorm::{Element, Layout};
 
-use super::{LAYOUTS, every_op, round};
+use super::{LAYOUTS, round};
 use crate::support::{
     bits,
     data::{
@@ -14,24 +14,7 @@ use crate::support::{
     small,
 };
 
-on_every_backend!(the_same_input_gives_the_same_bits, a_sample_alone_gives_the_bits_it_gives_among_others,);
-
-fn the_same_input_gives_the_same_bits<T: Element, B: Sliced>(on: &B) {
-    let shapes: &[[usize; 3]] = match small() {
-        true => &[[4, 6, 9], [2, 2, 520]],
-        false => &[[4, 6, 9], [2, 2, 520], [130, 4, 3], [2, 34, 64], [2, 2, 9001]],
-    };
-    for &shape in shapes {
-        for problem in every_op(shape, 12) {
-            let problem = round::<T>(&problem);
-            let first = bits(&outputs::<T, B>(on, &problem, &Options::default()));
-            for _ in 0..2 {
-                let again = bits(&outputs::<T, B>(on, &problem, &Options::default()));
-                assert_eq!(again, first, "{}", describe(&problem));
-            }
-        }
-    }
-}
+on_every_backend!(a_sample_alone_gives_the_bits_it_gives_among_others);
 
 /// The ops in which samples do not meet, and the first dimension is the samples.
 fn sample_by_sample([samples, channels, positions]: [usize; 3]) -> Vec<Problem> {

@@ -21,7 +21,6 @@ on_every_backend!(
     channels_change_hands_at_512_values,
     channels_are_shared_from_8192_values_on,
     neighboring_channels_are_shared_by_rows,
-    views_of_every_op_may_start_at_any_element,
 );
 
 fn around(n: usize) -> [usize; 3] {
@@ -141,16 +140,6 @@ fn neighboring_channels_are_shared_by_rows<T: Element, B: Sliced>(on: &B) {
             let chunks =
                 Problem { virtual_batch: Some(1), ..batch_norm_train(&[2, rows, channels], last, 6) };
             check::<T, B>(on, &chunks, &Options::default());
-        }
-    }
-}
-
-fn views_of_every_op_may_start_at_any_element<T: Element, B: Sliced>(on: &B) {
-    for (seed, problem) in super::every_op([2, 8, 16], 9).into_iter().enumerate() {
-        let problem = accumulating(with_residual(problem, 3), 3);
-        for max_start in [1, 3, 4, 8] {
-            let in_place = (seed + max_start) % 2 == 0;
-            check::<T, B>(on, &problem, &Options { max_start, in_place, ..Options::default() });
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn activate(activation: Activation, z: f64) -> (f64, f64) {
     let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
     match activation {
         Activation::None => (z, 1.0),
-        Activation::Relu => (if z < 0.0 { 0.0 } else { z }, f64::from(z > 0.0)),
+        Activation::Relu => (if z < 0.0 { 0.0 } else { z }, if z <= 0.0 { 0.0 } else { 1.0 }),
         Activation::Silu => {
             let s = sigmoid(z);
             (z * s, s * (1.0 + z * (1.0 - s)))
