@@ -41,12 +41,42 @@ mod on_a_gpu {
             CudaContext, DevicePtr, DevicePtrMut, result,
             sys::{CUcontext, CUdevice, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode},
         },
+        half::f16,
     };
 
-    use crate::support::gpu;
+    use crate::support::{gpu, small};
 
     fn wave(len: usize) -> Vec<f32> {
         (0..len).map(|i| (i as f32 * 0.37).sin()).collect()
+    }
+
+    /// More than 2^31 elements: offsets to rows and slabs take 64 bits. Rows repeat, so every one must give the first's.
+    #[test]
+    fn offsets_beyond_32_bits_reach_their_rows() {
+        let Some(on) = gpu() else { return };
+        if small() {
+            return; // 13 GB
+        }
+        for [rows, cols] in [[(1 << 22) + 1, 512], [175_000, 12_288]] {
+            let row: Vec<f16> = wave(cols).into_iter().map(f16::from_f32).collect();
+            let first = Tensor::from_slice(&on, &row, &[1, cols]).unwrap();
+            let expected =
+                LayerNorm::new(cols).forward(&on, &first, Affine::None).unwrap().y.to_vec(&on).unwrap();
+            let x = match Tensor::from_slice(&on, &row.repeat(rows), &[rows, cols]) {
+                Ok(x) => x,
+                Err(Error::Driver { message, .. }) => {
+                    println!("skipped: no memory for 2^31 elements: {message}");
+                    return;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let y = LayerNorm::new(cols).forward(&on, &x, Affine::None).unwrap().y.to_vec(&on).unwrap();
+            assert!(y.chunks(cols).all(|y| y == expected), "a row of [{rows}, {cols}] differs");
+            // As channels: a column of equal values is its channel's mean, so y is exactly 0.
+            let bn = BatchNorm::new(cols);
+            let y = bn.forward_train(&on, &x, Affine::None, None).unwrap().y.to_vec(&on).unwrap();
+            assert!(y.iter().all(|&y| y == f16::ZERO), "a channel of [{rows}, {cols}] differs");
+        }
     }
 
     /// A context of the first GPU beside its primary one. cudarc offers none for the newest versions of CUDA.

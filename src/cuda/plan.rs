@@ -314,6 +314,14 @@ mod tests {
         assert!(tiles.max(1) * walk.splits <= MAX_BLOCKS, "the grid fits: {walk:?}");
         assert!(walk.columns.is_power_of_two() && walk.columns <= MAX_COLUMNS, "columns: {walk:?}");
         assert!(walk.span <= i32::MAX as usize / 2, "32-bit offsets within a split: {walk:?}");
+        // `prim/channel_tile.cuh` counts in 32 bits: positions from the start of a run, with a thread's last step beyond
+        // the split's end; slabs; and a tile's channels, with lanes beyond the last one.
+        let step = peers * chunk;
+        assert!(shape.inner() + walk.span + step <= u32::MAX as usize, "positions in 32 bits: {walk:?}");
+        assert!(shape.slabs() + THREADS <= u32::MAX as usize, "slabs in 32 bits: {walk:?}");
+        assert!(shape.channels() + 2 * walk.columns * walk.vec <= u32::MAX as usize, "channels: {walk:?}");
+        // And in 64 bits what it multiplies: elements, and partial results.
+        assert!(i64::try_from(shape.slabs() * walk.splits * 2).is_ok(), "partial results: {walk:?}");
         // Rounding only, and of tensors that some machine may have the memory for.
         if shape.len() <= 1 << 42 {
             assert!(walk.span.div_ceil(peers * chunk) <= MAX_CHAIN, "chain of chunks: {walk:?}");
