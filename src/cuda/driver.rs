@@ -72,10 +72,7 @@ impl Cuda {
         if !runs_on(BUILT_ARCHS, actual) {
             return Err(Error::UnsupportedArch { actual, built: BUILT_ARCHS });
         }
-        let sms = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(|e| driver_error("counting multiprocessors", e))?;
-        let limits = DeviceLimits { sms: usize::try_from(sms).unwrap_or(1).max(1) };
+        let limits = describe(context).map_err(|e| driver_error("asking for the device's limits", e))?;
         let on = Self { stream, launchers, limits };
         match launch::probe(&on) {
             Err(Error::Launch { code: INSUFFICIENT_DRIVER, .. }) => {
@@ -460,4 +457,23 @@ mod tests {
         assert!(!runs_on("75;90", 80), "between two generations");
         assert!(!runs_on("89;90", 86), "older than the one of its generation");
     }
+}
+
+/// What plans may know of the device.
+fn describe(context: &CudaContext) -> core::result::Result<DeviceLimits, DriverError> {
+    use CUdevice_attribute as Attribute;
+    let ask = |attribute| Ok::<_, DriverError>(usize::try_from(context.attribute(attribute)?).unwrap_or(0));
+    let has_clusters = ask(Attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0;
+    // Bytes that the bus moves at both edges of the clock, in kHz; a copy reaches nine tenths of it.
+    let clock = ask(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let bus = ask(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)? / 8;
+    Ok(DeviceLimits {
+        sms: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1),
+        smem_per_sm: ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        smem_per_block: ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        threads_per_sm: ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?.max(1024),
+        l2: ask(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        cluster: if has_clusters { 8 } else { 1 },
+        copy_gb_per_s: (clock * 2 * bus / 1_000_000 * 9 / 10).max(1),
+    })
 }

@@ -59,14 +59,15 @@ impl Default for Emulated {
 }
 
 impl Emulated {
-    /// A device of 4 SMs.
+    /// The device that [`DeviceLimits::SMALL`] describes.
     pub fn new() -> Self {
-        Self::with_sms(4)
+        Self::describing(DeviceLimits::SMALL)
     }
 
-    /// A device of `sms` SMs, which plans are made for.
-    pub fn with_sms(sms: usize) -> Self {
-        Self { limits: DeviceLimits { sms } }
+    /// A device for which plans are made as for `limits`. Kernels whose blocks must be resident together run only where
+    /// [`DeviceLimits::SMALL`] could hold them.
+    pub fn describing(limits: DeviceLimits) -> Self {
+        Self { limits }
     }
 
     /// Whether accesses are checked and counted.

@@ -97,7 +97,10 @@ fn channels_change_hands_at_512_values<T: Element, B: Sliced>(on: &B) {
 #[test]
 fn many_channels_change_hands_at_4096_values() {
     // The fewest channels that are many: a warp's for each multiprocessor.
-    let on = warpnorm::Emulated::with_sms(1);
+    let on = warpnorm::Emulated::describing(warpnorm::cuda::plan::DeviceLimits {
+        sms: 1,
+        ..warpnorm::cuda::plan::DeviceLimits::SMALL
+    });
     let sizes = if small() { vec![4096, 4097] } else { around_vectors(4096).collect() };
     for values in sizes {
         for channels in [7, 8] {

@@ -1,0 +1,90 @@
+//! Which kernel variant runs and how its grid is cut: pure functions of the problem and the device, testable without a
+//! GPU. A plan is a value that can be printed.
+
+mod channel;
+mod device;
+mod row;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+
+pub use channel::{ChannelPlan, ChannelStrategy, ChannelTile, ChannelWalk, channel_norm_workspace};
+pub use device::{DeviceLimits, Work};
+pub use row::{RowPlan, RowStrategy, row_norm_workspace};
+
+use crate::DType;
+pub use crate::shape::{ChannelShape, RowShape};
+
+/// Threads of a block; `kThreads` in `kernels/prim/reduce.cuh`.
+const THREADS: usize = 256;
+const WARP: usize = 32;
+/// Bytes of the widest memory access.
+const VEC_BYTES: usize = 16;
+/// The most lanes side by side in a column tile.
+const MAX_COLUMNS: usize = 32;
+/// A grid's largest x.
+const MAX_BLOCKS: usize = i32::MAX as usize;
+/// Blocks per SM that a grid should have before channels are no longer shared. A guess: 4 blocks of 256 threads are the
+/// least that hides the latency of memory on most GPUs.
+const BLOCKS_PER_SM: usize = 4;
+
+/// Every type and alignment that makes a difference to the size of a workspace.
+const WORKSPACE_CASES: [(DType, usize); 3] =
+    [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, VEC_BYTES)];
+
+/// A plan of either family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Plan {
+    /// Of a channel norm.
+    Channel(ChannelPlan),
+    /// Of a row norm.
+    Row(RowPlan),
+}
+
+/// What a call chose among.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// What was run.
+    pub plan: Plan,
+    /// Its place among the candidates.
+    pub index: usize,
+    /// How many legal plans there were.
+    pub candidates: usize,
+    /// The place of the one that is predicted to be fastest.
+    pub fastest: usize,
+    /// The time that is predicted for what was run, in seconds.
+    pub seconds: f64,
+}
+
+thread_local! {
+    static CANDIDATE: Cell<Option<usize>> = const { Cell::new(None) };
+    static LAST: Cell<Option<Choice>> = const { Cell::new(None) };
+}
+
+/// Runs `body`, in which this thread's calls take candidate `index` of the legal plans in place of the one that is
+/// predicted to be fastest, or the last candidate where there are fewer. For sweeps and tests.
+pub fn with_candidate<R>(index: usize, body: impl FnOnce() -> R) -> R {
+    let before = CANDIDATE.replace(Some(index));
+    let result = body();
+    CANDIDATE.set(before);
+    result
+}
+
+/// What this thread's last call chose; `None` before the first.
+pub fn last_choice() -> Option<Choice> {
+    LAST.get()
+}
+
+/// The plan to run: the cheapest of `candidates`, or the one that `with_candidate` asks for. `name` wraps it.
+fn choose<P: Copy>(candidates: &[P], seconds: impl Fn(&P) -> f64, name: impl Fn(P) -> Plan) -> P {
+    let costs = candidates.iter().map(&seconds).enumerate();
+    let (fastest, _) = costs.min_by(|a, b| a.1.total_cmp(&b.1)).expect("no shape is without a plan");
+    let index = CANDIDATE.get().map_or(fastest, |index| index.min(candidates.len() - 1));
+    let plan = candidates[index];
+    let choice =
+        Choice { plan: name(plan), index, candidates: candidates.len(), fastest, seconds: seconds(&plan) };
+    LAST.set(Some(choice));
+    plan
+}
