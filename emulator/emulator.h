@@ -73,6 +73,11 @@ uint64_t atomic(AtomicOp op, Scalar type, void* p, uint64_t operand, uint64_t co
 void* shared_variable(const void* tag, size_t bytes, size_t alignment);
 void* dynamic_shared();
 void* map_to_rank(void* p, unsigned rank);
+void copy_async(void* to, const void* from, size_t bytes);
+void copy_commit();
+/// Lands all but the last `pending` groups.
+void copy_wait(size_t pending);
+unsigned poll(const unsigned* p, Site site);
 /// `pc` is where in the code; null if that is not known.
 [[noreturn]] void fail_misaligned(const void* p, size_t bytes, bool write, const void* pc);
 
@@ -335,6 +340,23 @@ template <class V, class T> [[gnu::always_inline]] inline V load_vec(const T* p)
 template <class V, class T> [[gnu::always_inline]] inline void store_vec(T* p, const V& v) {
   static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "no such access");
   emulator::store_bytes(p, &v, sizeof v);
+}
+
+/// A copy of `kBytes` bytes, to which both ends are aligned, from global to shared memory. It lands
+/// when its thread waits for it, and not before.
+template <int kBytes> void copy_async(void* to, const void* from) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16, "no such copy");
+  emulator::copy_async(to, from, kBytes);
+}
+/// Makes a group of the thread's copies since the last group; of none, if there were none.
+inline void copy_commit() { emulator::copy_commit(); }
+/// Waits until at most the last `kPending` groups of the thread are on their way.
+template <int kPending> void copy_wait() { emulator::copy_wait(kPending); }
+
+/// Reads a counter that other blocks add to, while this thread waits for them. What they wrote
+/// before is read after a fence.
+inline unsigned poll(const unsigned* p, WN_EMULATOR_SITE) {
+  return emulator::poll(p, WN_EMULATOR_HERE);
 }
 
 /// Barrier of a whole cooperative grid.

@@ -132,11 +132,11 @@ int32_t validate(const LaunchRequest& launch, const wn_emulated_config& config) 
                   "the grid has over 2^31 - 1 blocks along x, or 65535 along y or z");
   }
   if (launch.dynamic_smem > kSharedLimit) {
-    return refuse(kInvalidValue, kernel, "dynamic shared memory is over the limit of 48 KiB");
+    return refuse(kInvalidValue, kernel, "dynamic shared memory is over the limit of 227 KiB");
   }
-  if (launch.cluster < 1 || launch.cluster > 8 || grid.x % launch.cluster != 0) {
+  if (launch.cluster < 1 || launch.cluster > 16 || grid.x % launch.cluster != 0) {
     return refuse(kInvalidClusterSize, kernel,
-                  "a cluster has 1 to 8 blocks, and divides the grid along x");
+                  "a cluster has 1 to 16 blocks, and divides the grid along x");
   }
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   const uint64_t resident = static_cast<uint64_t>(config.sms) * blocks_per_sm(launch, threads);

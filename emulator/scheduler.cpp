@@ -137,6 +137,7 @@ const char* wait_name(Wait wait) {
     case Wait::kWarp: return "in a warp operation";
     case Wait::kClusterBarrier: return "at cluster_sync";
     case Wait::kGridBarrier: return "at grid_sync";
+    case Wait::kPoll: return "polling";
     case Wait::kExited: return "exited";
   }
   return "";
@@ -232,9 +233,23 @@ void Scheduler::wait(Wait why, Site site) {
   thread.wait = why;
   thread.site = site;
   clear_ready(thread);
-  Thread* next = pick();
+  Thread* next = pick_or_wake();
   switch_to(next ? next : &host_);
   thread.wait = Wait::kNone;
+}
+
+Thread* Scheduler::pick_or_wake() {
+  Thread* next = pick();
+  if (next || polling_.empty() || !news_) return next;
+  news_ = false;
+  for (Thread* thread : polling_) set_ready(*thread->block, thread->warp(), 1u << thread->lane());
+  polling_.clear();
+  return pick();
+}
+
+void Scheduler::wait_for_news(Site site) {
+  polling_.push_back(current_thread());
+  wait(Wait::kPoll, site);
 }
 
 void Scheduler::yield() {
@@ -250,8 +265,9 @@ void Scheduler::thread_exits() {
   --block.alive;
   --alive_;
   leave_barriers(thread);
+  leave_copies(thread);
   if (block.alive == 0) checker::end_block(block);
-  Thread* next = pick();
+  Thread* next = pick_or_wake();
   switch_to(next ? next : &host_);
   __builtin_unreachable();
 }
@@ -350,6 +366,10 @@ void Scheduler::start_block(Block& block, uint64_t index) {
     Thread& thread = block.threads[t];
     thread.block_index = block.index;
     thread.wait = Wait::kNone;
+    thread.polled = nullptr;
+    thread.copies.clear();
+    thread.copy_groups.clear();
+    thread.landed_groups = thread.landed_copies = 0;
     thread.index_in_grid = static_cast<uint32_t>(index) * block.size + t;
     prepare_fiber(thread);
   }
@@ -366,6 +386,8 @@ void Scheduler::run_together(uint64_t first, uint32_t count) {
   resident_ = count;
   alive_ = uint64_t{count} * threads_per_block_;
   grid_arrived = 0;
+  polling_.clear();
+  news_ = false;
   for (uint32_t i = 0; i < count; ++i) start_block(blocks_[i], first + i);
   switch_to(pick());
   if (fault_ == 0 && alive_ > 0) {
@@ -431,9 +453,11 @@ void* Scheduler::shared_variable(Block& block, const void* tag, size_t bytes, si
     if (variable.tag == tag) return block.arena + variable.offset;
   }
   shared_bytes_ += bytes;
-  if (shared_bytes_ > kSharedLimit) {
-    fail(kInvalidValue, "launch", "%zu bytes of shared memory are over the limit of %zu",
-         shared_bytes_, kSharedLimit);
+  const size_t declared = shared_bytes_ - launch_->dynamic_smem;
+  if (declared > kStaticSharedLimit || shared_bytes_ > kSharedLimit) {
+    fail(kInvalidValue, "launch",
+         "%zu bytes of shared memory, %zu of them declared, are over the limits of %zu and %zu",
+         shared_bytes_, declared, kSharedLimit, kStaticSharedLimit);
   }
   // Aligned to what the type asks and no more, so that a wider access to it is caught.
   const size_t twice = 2 * alignment;

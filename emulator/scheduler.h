@@ -15,8 +15,9 @@ constexpr size_t kStackBytes = 64 << 10;
 constexpr size_t kArenaBytes = 256 << 10;
 /// Unusable bytes before every shared variable.
 constexpr size_t kRedZoneBytes = 128;
-/// Shared memory that a kernel may have without asking for more, which `launch` does not.
-constexpr size_t kSharedLimit = 48 << 10;
+/// Static shared memory that a kernel may have, and all that a block may ask for, which `launch` does.
+constexpr size_t kStaticSharedLimit = 48 << 10;
+constexpr size_t kSharedLimit = 227 << 10;
 
 /// Larger allocations are neither filled nor tracked by the byte, so that untouched parts cost
 /// nothing.
@@ -36,10 +37,26 @@ enum Code : int32_t {
   kInvalidClusterSize = 912,
 };
 
-enum class Wait : uint8_t { kNone, kBlockBarrier, kWarp, kClusterBarrier, kGridBarrier, kExited };
+enum class Wait : uint8_t {
+  kNone,
+  kBlockBarrier,
+  kWarp,
+  kClusterBarrier,
+  kGridBarrier,
+  kPoll,
+  kExited
+};
 
 struct Block;
 struct Frontier;
+
+/// An asynchronous copy to shared memory that has not landed.
+struct PendingCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  const void* pc;
+};
 
 /// One CUDA thread.
 struct Thread : ThreadContext {
@@ -52,6 +69,12 @@ struct Thread : ThreadContext {
   uint64_t operand = 0;   // of its warp operation
   uint64_t result = 0;
   int source_lane = 0;  // of its shuffle; -1: itself
+  std::vector<PendingCopy> copies;
+  std::vector<size_t> copy_groups;  // where each committed group ends among them
+  size_t landed_groups = 0;
+  size_t landed_copies = 0;
+  const unsigned* polled = nullptr;  // where it polled last, and what it saw
+  unsigned poll_value = 0;
   // The checker's.
   uint32_t index_in_grid = 0;
   uint32_t clock = 1;
@@ -139,6 +162,10 @@ class Scheduler {
   void set_ready(Block& block, uint32_t warp, uint32_t lanes);
   /// Makes all threads of a block ready.
   void release(Block& block);
+  /// The calling fiber, which saw nothing new, waits until no other thread can run.
+  void wait_for_news(Site site);
+  /// Something happened that a polling thread may wait for.
+  void note_news() { news_ = true; }
 
   const LaunchRequest& launch() const { return *launch_; }
   const wn_emulated_config& config() const { return config_; }
@@ -174,6 +201,8 @@ class Scheduler {
   uint32_t pick_bit(uint32_t bits, uint32_t after);
   void switch_to(Thread* to);
   void clear_ready(Thread& thread);
+  /// Who runs next when the current thread cannot: polling threads look again once all others wait.
+  Thread* pick_or_wake();
   void report_deadlock();
 
   const LaunchRequest* launch_ = nullptr;
@@ -185,6 +214,8 @@ class Scheduler {
   std::vector<Warp> warps_;
   std::vector<Block> blocks_;
   std::vector<uint64_t> ready_blocks_;  // a bit per slot
+  std::vector<Thread*> polling_;
+  bool news_ = false;  // since polling threads looked last
   uint32_t resident_ = 0;
   uint32_t threads_per_block_ = 0;
   uint64_t alive_ = 0;
@@ -226,6 +257,9 @@ bool allocation_before(const void* p, const char** start, size_t* bytes);
 
 /// A thread that exits completes the barriers and warp operations that waited for it, or fails.
 void leave_barriers(Thread& thread);
+
+/// Fails where copies of a thread that exits have not landed.
+void leave_copies(Thread& thread);
 
 }  // namespace emulator
 }  // namespace wn_emulated

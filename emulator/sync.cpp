@@ -250,6 +250,7 @@ uint64_t atomic(AtomicOp op, Scalar type, void* p, uint64_t operand, uint64_t co
   const void* pc = __builtin_return_address(0);
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0) fail_misaligned(p, bytes, true, pc);
   checker::atomic(p, bytes, pc);
+  scheduler->note_news();
   switch (type) {
     case Scalar::kInt: {
       // Signed arithmetic wraps on the GPU, so addition is done on the unsigned type.
@@ -262,6 +263,66 @@ uint64_t atomic(AtomicOp op, Scalar type, void* p, uint64_t operand, uint64_t co
     case Scalar::kDouble: return read_modify_write<double>(op, p, operand, compare);
   }
   return 0;
+}
+
+unsigned poll(const unsigned* p, Site site) {
+  Thread& thread = *current_thread();
+  // The address is that of a counter, which only atomic operations touch.
+  auto* counter = const_cast<unsigned*>(p);
+  const auto read = [&] {
+    checker::atomic(counter, sizeof *counter, __builtin_return_address(0));
+    return __atomic_load_n(counter, __ATOMIC_RELAXED);
+  };
+  unsigned value = read();
+  if (thread.polled == p && thread.poll_value == value) {
+    scheduler->wait_for_news(site);
+    value = read();
+  }
+  thread.polled = p;
+  thread.poll_value = value;
+  return value;
+}
+
+namespace {
+
+void land(const PendingCopy& copy) {
+#ifdef WN_EMULATOR_CHECK
+  checker::access(copy.from, copy.bytes, checker::Access::kRead, copy.pc);
+  checker::access(copy.to, copy.bytes, checker::Access::kWrite, copy.pc);
+#endif
+  std::memcpy(copy.to, copy.from, copy.bytes);
+}
+
+}  // namespace
+
+void copy_async(void* to, const void* from, size_t bytes) {
+  const void* pc = __builtin_return_address(0);
+  if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail_misaligned(from, bytes, false, pc);
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0) fail_misaligned(to, bytes, true, pc);
+  current_thread()->copies.push_back({to, from, bytes, pc});
+}
+
+void copy_commit() {
+  Thread& thread = *current_thread();
+  thread.copy_groups.push_back(thread.copies.size());
+}
+
+void copy_wait(size_t pending) {
+  Thread& thread = *current_thread();
+  while (thread.copy_groups.size() - thread.landed_groups > pending) {
+    const size_t end = thread.copy_groups[thread.landed_groups++];
+    while (thread.landed_copies < end) land(thread.copies[thread.landed_copies++]);
+  }
+  if (thread.landed_copies < thread.copies.size()) return;
+  thread.copies.clear();
+  thread.copy_groups.clear();
+  thread.landed_groups = thread.landed_copies = 0;
+}
+
+void leave_copies(Thread& thread) {
+  const size_t left = thread.copies.size() - thread.landed_copies;
+  if (left == 0) return;
+  fail(kLaunchFailure, "synccheck", "this thread exits with %zu copies on their way", left);
 }
 
 unsigned cluster_rank() { return current_thread()->block->rank; }

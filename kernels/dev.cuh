@@ -16,6 +16,9 @@
 #define WN_LAUNCHERS wn_cuda_launchers
 #define DEV_SHARED_ARRAY(T, name, n) __shared__ T name[n]
 #define DEV_SHARED(T, name) __shared__ T name
+#define DEV_DYN_SHARED(T, name)                                  \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+  T* name = reinterpret_cast<T*>(dynamic_shared)
 
 namespace WN_NAMESPACE {
 namespace dev {
@@ -46,15 +49,105 @@ template <class V, class T> __device__ __forceinline__ void store_vec(T* p, cons
   *reinterpret_cast<V*>(p) = v;
 }
 
+/// A copy of `kBytes` bytes, to which both ends are aligned, from global to shared memory. It lands when its thread
+/// waits for it. What is copied is not read again, so it need not stay in the L2 cache.
+template <int kBytes> __device__ __forceinline__ void copy_async(void* to, const void* from) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16, "no such copy");
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kBytes > 2) {
+    const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if constexpr (kBytes == 16) {
+      uint64_t policy;
+      asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+      asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "l"(policy)
+                   : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes) : "memory");
+    }
+    return;
+  }
+#endif
+  if constexpr (kBytes == 2) *static_cast<uint16_t*>(to) = *static_cast<const uint16_t*>(from);
+  if constexpr (kBytes == 4) *static_cast<uint32_t*>(to) = *static_cast<const uint32_t*>(from);
+  if constexpr (kBytes == 8) *static_cast<uint2*>(to) = *static_cast<const uint2*>(from);
+  if constexpr (kBytes == 16) *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+}
+/// Makes a group of the thread's copies since the last group; of none, if there were none.
+__device__ __forceinline__ void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+/// Waits until at most the last `kPending` groups of the thread are on their way.
+template <int kPending> __device__ __forceinline__ void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+/// Reads a counter that other blocks add to, while this thread waits for them. What they wrote before is read after a
+/// fence.
+__device__ __forceinline__ unsigned poll(const unsigned* p) {
+  unsigned value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+
+/// Barrier of a cluster. Orders what its threads wrote before with what they read after, in shared and global memory.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size = 1;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return size;
+}
+/// Where block `rank` of the cluster has what this block has at `p`, in shared memory.
+template <class T> __device__ __forceinline__ T* map_rank(T* p, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(p)), "r"(rank));
+  return reinterpret_cast<T*>(there);
+#else
+  return p;
+#endif
+}
+
 struct LaunchConfig {
   dim3 grid, block;
   size_t dynamic_smem = 0;
   Stream stream = nullptr;
+  bool cooperative = false;   // all blocks are resident together
+  unsigned cluster = 1;       // blocks per cluster, along x
   bool prepare_only = false;  // load the kernel, enqueue nothing
 };
 
 /// The kernel is a template argument so that the emulator can name it.
 template <auto kKernel, class... Args> Status launch(const LaunchConfig& config, Args... args) {
+  constexpr size_t kUnasked = 48 << 10;  // shared memory that a kernel may have without asking
+  constexpr unsigned kPortable = 8;      // blocks of a cluster, likewise
+  if (config.dynamic_smem > kUnasked) {
+    const Status status = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(config.dynamic_smem));
+    if (status != kSuccess) return status;
+  }
+  if (config.cluster > kPortable) {
+    const Status status = cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (status != kSuccess) return status;
+  }
   if (config.prepare_only) {
     cudaFuncAttributes attributes;
     return cudaFuncGetAttributes(&attributes, kKernel);
@@ -64,6 +157,20 @@ template <auto kKernel, class... Args> Status launch(const LaunchConfig& config,
   native.blockDim = config.block;
   native.dynamicSmemBytes = config.dynamic_smem;
   native.stream = config.stream;
+  cudaLaunchAttribute attributes[2];
+  native.attrs = attributes;
+  if (config.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[native.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  if (config.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[native.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = config.cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+  }
   return cudaLaunchKernelEx(&native, kKernel, args...);
 }
 

@@ -206,7 +206,7 @@ template <bool kPlanted> int32_t dynamic_shared_memory_too_short() {
 }
 template <bool kPlanted> int32_t dynamic_shared_memory_over_limit() {
   dev::LaunchConfig config = grid_of(1);
-  config.dynamic_smem = kPlanted ? 64 << 10 : 48 << 10;
+  config.dynamic_smem = kPlanted ? 228 << 10 : 227 << 10;
   return run_and_verify<reverse_in_dynamic_shared>(config, kThreads, kThreads,
                                                    [](int i) { return input(kThreads - 1 - i); });
 }

@@ -2,6 +2,7 @@
 #include "faults.h"
 
 #include "block_faults.cuh"
+#include "copy_faults.cuh"
 #include "fixture.cuh"
 #include "grid_faults.cuh"
 #include "memory_faults.cuh"
@@ -50,6 +51,13 @@ constexpr Fault kFaults[] = {
     WN_FAULT(block_barrier_in_place_of_cluster_sync, "racecheck|initcheck", kNeedsChecks),
     WN_FAULT(block_exits_while_its_shared_memory_is_read, "memcheck", kNeedsChecks),
     WN_FAULT(cluster_does_not_divide_grid, "launch", kAnyBuild),
+    WN_FAULT(copy_read_before_it_lands, "initcheck", kNeedsChecks),
+    WN_FAULT(wait_for_too_few_copies, "initcheck", kNeedsChecks),
+    WN_FAULT(misaligned_copy, "memcheck", kAnyBuild),
+    WN_FAULT(exit_with_copies_on_their_way, "synccheck", kAnyBuild),
+    WN_FAULT(missing_fence_before_counter, "racecheck", kNeedsChecks),
+    WN_FAULT(missing_fence_after_poll, "racecheck", kNeedsChecks),
+    WN_FAULT(wait_for_a_block_that_never_comes, "synccheck", kAnyBuild),
     WN_FAULT(empty_grid, "launch", kAnyBuild),
     WN_FAULT(block_too_large, "launch", kAnyBuild),
     WN_FAULT(grid_too_large_along_y, "launch", kAnyBuild),
