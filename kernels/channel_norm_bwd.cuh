@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_reduce(const wn_channel_norm_bwd args, const wn_channel_walk walk, float* partials,
                             unsigned* counters, float* sums, bool stats_only) {
   using Stat = GradSums<Tile::kLanes>;
-  const Tile tile(walk);
+  const Tile tile = Tile::of_block(walk);
   const int64_t slabs = walk.segments * walk.channels;
   SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
   const bool dx_on_the_way = args.running_only && (args.dx || args.dresidual);
@@ -201,7 +201,7 @@ template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_apply(const wn_channel_norm_bwd args, const wn_channel_walk walk, const float* sums,
                            const float* totals, int64_t statistics, float count) {
-  const Tile tile(walk);
+  const Tile tile = Tile::of_block(walk);
   if (!tile.live()) return;
   SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
   if (!args.running_only) {

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_fwd_train(const wn_channel_norm_fwd args, const wn_channel_walk walk, float* partials,
                            unsigned* counters, float* unbiased_vars, bool stats_only) {
   using Stat = Moments<Tile::kLanes>;
-  const Tile tile(walk);
+  const Tile tile = Tile::of_block(walk);
   Stat stat = Stat::empty();
   tile.walk([&](const int64_t(&at)[Tile::kLoads], int loads) {
     float values[Tile::kLoads][Tile::kVec];
@@ -147,7 +147,7 @@ template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_fwd_apply(const wn_channel_norm_fwd args, const wn_channel_walk walk, const float* mean_in,
                            const float* rstd_in, const float* var_in) {
-  const Tile tile(walk);
+  const Tile tile = Tile::of_block(walk);
   if (!tile.live()) return;
   float mean[Tile::kLanes], rstd[Tile::kLanes];
 #pragma unroll

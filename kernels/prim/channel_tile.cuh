@@ -1,12 +1,11 @@
 // Who owns which elements of a [segments, outer, channels, inner] tensor. A tile gives every thread of a block the slabs
-// it works for (`kLanes` neighbors starting at `slab()`, of the channels starting at `channel()`), walks it through its
-// elements of them by the chunk, and merges statistics among the threads that share them. Kernels are written once, over
-// any tile.
+// it works for (`kLanes` neighbors starting at `slab()`, of the channels starting at `channel()`), and its elements of
+// them by the chunk, and merges statistics among the threads that share them. Kernels are written once, over any tile.
 //
-// A chunk is `kLoads` loads of `kVec` elements; `walk` calls `body(const int64_t (&at)[kLoads], int loads)`, where the
-// first `loads` of `at` are offsets into the tensor. `merge` is called by all threads and leaves the same bits in all
-// that share slabs; `rank()` numbers these, `peers()` counts them. `kCanSplit` says whether several blocks may share a
-// slab.
+// A tile takes one split of its slabs, a *piece*. A chunk is `kLoads` loads of `kVec` elements: `chunk(c, at)` puts the
+// offsets of chunk `c` of `chunks()` into `at` and returns how many of them the thread has; `walk` calls
+// `body(at, loads)` for all chunks that have some. `merge` is called by all threads and leaves the same bits in all that
+// share slabs; `rank()` numbers these, `peers()` counts them. `kCanSplit` says whether slabs may have several splits.
 #pragma once
 
 #include "dev.cuh"
@@ -25,62 +24,86 @@ __device__ __forceinline__ int64_t statistic_of(int64_t slab, int64_t group) {
   return group == 1 ? slab : static_cast<unsigned>(slab) / static_cast<unsigned>(group);
 }
 
+/// Where a piece lies.
+struct Piece {
+  unsigned tile;   // its number among the tiles of the walk, for column tiles
+  unsigned slab;   // the first slab of the tile and the end of those that it may take, for slab tiles
+  unsigned end;
+  unsigned split;
+};
+
 /// `kOwners` threads, a block or a warp, own one slab.
-template <int kVecWidth, int kOwners> class SlabTile {
+template <int kVecWidth, int kOwners, int kLoadsAtOnce> class SlabTile {
   static_assert(kOwners == kThreads || kOwners == kWarp, "a block or a warp");
-  static constexpr int kPerBlock = kThreads / kOwners;
 
  public:
   static constexpr int kVec = kVecWidth;
   static constexpr int kLanes = 1;
-  static constexpr int kLoads = kSlabChunk / kVec;
+  static constexpr int kLoads = kLoadsAtOnce;
   static constexpr bool kCanSplit = kOwners == kThreads;
+  static constexpr bool kColumns = false;
+  static constexpr int kPerBlock = kThreads / kOwners;
 
-  __device__ __forceinline__ explicit SlabTile(const wn_channel_walk& walk) : walk_(walk) {
+  /// The tile of this block, where each piece has a block.
+  __device__ __forceinline__ static SlabTile of_block(const wn_channel_walk& walk) {
     const unsigned slabs = static_cast<unsigned>(walk.segments * walk.channels);
     const unsigned tiles = (slabs + kPerBlock - 1) / kPerBlock;
-    tile_ = blockIdx.x % tiles;
-    split_ = blockIdx.x / tiles;
-    slab_ = tile_ * kPerBlock + threadIdx.x / kOwners;
+    const unsigned tile = blockIdx.x % tiles;
+    return SlabTile(walk, {tile, tile * kPerBlock, slabs, blockIdx.x / tiles});
+  }
+
+  __device__ __forceinline__ SlabTile(const wn_channel_walk& walk, const Piece& piece)
+      : walk_(walk), piece_(piece), slab_(piece.slab + threadIdx.x / kOwners) {
     segment_ = slab_ / static_cast<unsigned>(walk.channels);
     channel_ = slab_ - segment_ * static_cast<unsigned>(walk.channels);
+    const int64_t begin = piece.split * walk.span;
+    const int64_t left = walk.outer * walk.inner - begin;
+    count_ = static_cast<int>(left < walk.span ? left : walk.span);
+    // One division in 64 bits finds the run in which the split starts; from there 32 bits do.
+    const int64_t first_run = begin / walk.inner;
+    phase_ = static_cast<unsigned>(begin - first_run * walk.inner);
+    base_ = ((segment_ * walk.outer + first_run) * walk.channels + channel_) * walk.inner;
+    if (!live()) count_ = 0;
   }
 
   __host__ static int64_t blocks(const wn_channel_walk& walk) {
     return (walk.segments * walk.channels + kPerBlock - 1) / kPerBlock * walk.splits;
   }
+  /// Loads that a thread has of a piece, at most.
+  __host__ __device__ static int64_t loads(const wn_channel_walk& walk) {
+    return (walk.span + kOwners * kVec - 1) / (kOwners * kVec);
+  }
 
-  __device__ __forceinline__ unsigned tile() const { return tile_; }
-  __device__ __forceinline__ int64_t split() const { return split_; }
+  __device__ __forceinline__ unsigned tile() const { return piece_.tile; }
+  __device__ __forceinline__ int64_t split() const { return piece_.split; }
   __device__ __forceinline__ int64_t slab() const { return slab_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
-  __device__ __forceinline__ bool live() const { return slab_ < walk_.segments * walk_.channels; }
+  __device__ __forceinline__ bool live() const { return slab_ < piece_.end; }
   __device__ __forceinline__ int rank() const { return threadIdx.x % kOwners; }
   __device__ __forceinline__ int peers() const { return kOwners; }
 
-  template <class Body> __device__ __forceinline__ void walk(Body body) const {
-    if (!live()) return;
-    const int64_t size = walk_.outer * walk_.inner;
-    const int64_t begin = split_ * walk_.span;
-    const int count = static_cast<int>(size - begin < walk_.span ? size - begin : walk_.span);
-    // One division in 64 bits finds the run in which the split starts; from there 32 bits do.
-    const int64_t first_run = begin / walk_.inner;
+  __device__ __forceinline__ int chunk(int c, int64_t (&at)[kLoads]) const {
     const unsigned inner = static_cast<unsigned>(walk_.inner);
-    const unsigned phase = static_cast<unsigned>(begin - first_run * walk_.inner);
-    const int64_t base = ((segment_ * walk_.outer + first_run) * walk_.channels + channel_) * walk_.inner;
     const int64_t skip = (walk_.channels - 1) * walk_.inner;  // from the end of a run to the slab's next
-    for (int local = rank() * kVec; local < count; local += kOwners * kVec * kLoads) {
-      int64_t at[kLoads] = {};
-      int loads = 0;
+    const int first = (c * kLoads * kOwners + rank()) * kVec;
+    int loads = 0;
 #pragma unroll
-      for (int load = 0; load < kLoads; ++load) {
-        const int l = local + load * kOwners * kVec;
-        if (l < count) {
-          const unsigned i = phase + l;
-          at[load] = base + i + (i / inner) * skip;
-          loads = load + 1;
-        }
+    for (int load = 0; load < kLoads; ++load) {
+      const int local = first + load * kOwners * kVec;
+      at[load] = 0;
+      if (local < count_) {
+        const unsigned i = phase_ + local;
+        at[load] = base_ + i + (i / inner) * skip;
+        loads = load + 1;
       }
+    }
+    return loads;
+  }
+
+  template <class Body> __device__ __forceinline__ void walk(Body body) const {
+    for (int c = 0; (c * kLoads * kOwners + rank()) * kVec < count_; ++c) {
+      int64_t at[kLoads];
+      const int loads = chunk(c, at);
       body(at, loads);
     }
   }
@@ -95,71 +118,100 @@ template <int kVecWidth, int kOwners> class SlabTile {
 
  private:
   const wn_channel_walk& walk_;
-  unsigned tile_, split_, slab_, segment_, channel_;  // slabs are counted in 31 bits
+  Piece piece_;
+  unsigned slab_, segment_, channel_;  // slabs are counted in 31 bits
+  int count_;
+  unsigned phase_;
+  int64_t base_;
 };
 
-template <int kVec> using BlockTile = SlabTile<kVec, kThreads>;
-template <int kVec> using WarpTile = SlabTile<kVec, kWarp>;
+template <int kVec, int kLoads = kSlabChunk / kVec> using BlockTile = SlabTile<kVec, kThreads, kLoads>;
+template <int kVec, int kLoads = kSlabChunk / kVec> using WarpTile = SlabTile<kVec, kWarp, kLoads>;
 
 /// For inner = 1: a block owns `columns * kVec` neighboring slabs of a segment. Threads side by side read neighboring
 /// channels of a row; the threads of one column walk down the rows.
-template <int kVecWidth> class ColumnTile {
+template <int kVecWidth, int kLoadsAtOnce = 4> class ColumnTile {
  public:
   static constexpr int kVec = kVecWidth;
   static constexpr int kLanes = kVec;
-  static constexpr int kLoads = 4;
+  static constexpr int kLoads = kLoadsAtOnce;
   static constexpr bool kCanSplit = true;
+  static constexpr bool kColumns = true;
+  static constexpr int kPerBlock = 1;
+  /// What lies side by side is 128 bytes and more in any case; more columns cost shared memory for their statistics.
+  static constexpr int kMaxColumns = kVec == 1 ? kWarp : kWarp / 2;
 
-  __device__ __forceinline__ explicit ColumnTile(const wn_channel_walk& walk) : walk_(walk) {
-    const int width = walk.columns * kVec;
-    const unsigned per_segment = static_cast<unsigned>((walk.channels + width - 1) / width);
-    const unsigned tiles = per_segment * static_cast<unsigned>(walk.segments);
-    tile_ = blockIdx.x % tiles;
-    split_ = blockIdx.x / tiles;
-    segment_ = tile_ / per_segment;
-    channel_ = tile_ % per_segment * width + threadIdx.x % walk.columns * kVec;
+  /// The tile of this block, where each piece has a block.
+  __device__ __forceinline__ static ColumnTile of_block(const wn_channel_walk& walk) {
+    const unsigned tiles = per_segment(walk) * static_cast<unsigned>(walk.segments);
+    return ColumnTile(walk, {blockIdx.x % tiles, 0, 0, blockIdx.x / tiles});
+  }
+
+  __device__ __forceinline__ ColumnTile(const wn_channel_walk& walk, const Piece& piece) : walk_(walk), piece_(piece) {
+    const unsigned across = per_segment(walk);
+    segment_ = piece.tile / across;
+    channel_ = piece.tile % across * (walk.columns * kVec) + threadIdx.x % walk.columns * kVec;
+    const int64_t begin = piece.split * walk.span;
+    const int64_t left = walk.outer - begin;
+    count_ = static_cast<int>(left < walk.span ? left : walk.span);
+    base_ = (segment_ * walk.outer + begin) * walk.channels + channel_;
+    if (!live()) count_ = 0;
   }
 
   __host__ static int64_t blocks(const wn_channel_walk& walk) {
-    const int64_t width = int64_t(walk.columns) * kVec;
-    return (walk.channels + width - 1) / width * walk.segments * walk.splits;
+    return int64_t(per_segment(walk)) * walk.segments * walk.splits;
+  }
+  /// Loads that a thread has of a piece, at most.
+  __host__ __device__ static int64_t loads(const wn_channel_walk& walk) {
+    const int rows = kThreads / walk.columns;
+    return (walk.span + rows - 1) / rows;
+  }
+  /// Tiles side by side.
+  __host__ __device__ static unsigned per_segment(const wn_channel_walk& walk) {
+    const int width = walk.columns * kVec;
+    return static_cast<unsigned>((walk.channels + width - 1) / width);
   }
 
-  __device__ __forceinline__ unsigned tile() const { return tile_; }
-  __device__ __forceinline__ int64_t split() const { return split_; }
+  __device__ __forceinline__ unsigned tile() const { return piece_.tile; }
+  __device__ __forceinline__ int64_t split() const { return piece_.split; }
   __device__ __forceinline__ int64_t slab() const { return segment_ * walk_.channels + channel_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
   __device__ __forceinline__ bool live() const { return channel_ < walk_.channels; }
   __device__ __forceinline__ int rank() const { return threadIdx.x / walk_.columns; }
   __device__ __forceinline__ int peers() const { return kThreads / walk_.columns; }
 
-  template <class Body> __device__ __forceinline__ void walk(Body body) const {
-    if (!live()) return;
-    const int64_t begin = split_ * walk_.span;
-    const int count = static_cast<int>(walk_.outer - begin < walk_.span ? walk_.outer - begin : walk_.span);
-    const int64_t base = (segment_ * walk_.outer + begin) * walk_.channels + channel_;
-    for (int local = rank(); local < count; local += peers() * kLoads) {
-      int64_t at[kLoads] = {};
-      int loads = 0;
+  __device__ __forceinline__ int chunk(int c, int64_t (&at)[kLoads]) const {
+    int loads = 0;
 #pragma unroll
-      for (int load = 0; load < kLoads; ++load) {
-        const int row = local + load * peers();
-        if (row < count) {
-          at[load] = base + row * walk_.channels;
-          loads = load + 1;
-        }
+    for (int load = 0; load < kLoads; ++load) {
+      const int row = rank() + (c * kLoads + load) * peers();
+      at[load] = 0;
+      if (row < count_) {
+        at[load] = base_ + row * walk_.channels;
+        loads = load + 1;
       }
+    }
+    return loads;
+  }
+
+  template <class Body> __device__ __forceinline__ void walk(Body body) const {
+    for (int c = 0; rank() + c * kLoads * peers() < count_; ++c) {
+      int64_t at[kLoads];
+      const int loads = chunk(c, at);
       body(at, loads);
     }
   }
 
   template <class Stat> __device__ __forceinline__ Stat merge(const Stat& stat) const {
-    return block_merge<kWarp>(stat, walk_.columns);
+    return block_merge<kMaxColumns>(stat, walk_.columns);
   }
 
  private:
   const wn_channel_walk& walk_;
-  unsigned tile_, split_, segment_, channel_;  // slabs are counted in 31 bits
+  Piece piece_;
+  unsigned segment_, channel_;  // slabs are counted in 31 bits
+  int count_;
+  int64_t base_;
 };
 
 /// Merges what the splits of a tile have left, in chains of at most 256 that are merged in turn. `partial(split)` reads

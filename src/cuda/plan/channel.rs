@@ -93,7 +93,7 @@ impl ChannelWalk {
         if shape.inner() == 1 && shape.channels() > 1 {
             return (
                 ChannelTile::Columns,
-                shape.channels().div_ceil(vec).next_power_of_two().min(MAX_COLUMNS),
+                shape.channels().div_ceil(vec).next_power_of_two().min(max_columns(vec)),
             );
         }
         let warps_per_block = THREADS / WARP;
@@ -180,4 +180,9 @@ fn channel_vec(shape: ChannelShape, dtype: DType, align: usize) -> usize {
     // Whichever lies side by side: positions of a channel, or channels.
     let run = if shape.inner() == 1 { shape.channels() } else { shape.inner() };
     if !shape.is_empty() && align.is_multiple_of(VEC_BYTES) && run.is_multiple_of(wide) { wide } else { 1 }
+}
+
+/// The most threads side by side in a column tile; `ColumnTile::kMaxColumns`.
+pub(super) fn max_columns(vec: usize) -> usize {
+    if vec == 1 { MAX_COLUMNS } else { MAX_COLUMNS / 2 }
 }
