@@ -23,15 +23,14 @@ struct Call {
 };
 
 /// `sums` is where a later launch finds the sums, null where there is none.
-dev::Status launch_reduce(const Call& call, float* sums, bool stats_only) {
+dev::Status launch_reduce(const Call& call, float* sums) {
   return visit_dtype(call.args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
     return visit_tile<T>(call.walk(), [&](auto tile) {
       using Tile = typename decltype(tile)::type;
       const auto launch = [&](auto kernel) {
         return call.on.launch<Tile, decltype(kernel)::value>(call.walk(), call.args, call.walk(),
-                                                             call.workspace.partials, call.args.counters, sums,
-                                                             stats_only);
+                                                             call.workspace.partials, call.args.counters, sums);
       };
       return call.is_fused() ? launch(KernelTag<channel_norm_bwd_reduce<T, Tile, true>>{})
                              : launch(KernelTag<channel_norm_bwd_reduce<T, Tile, false>>{});
@@ -82,20 +81,22 @@ dev::Status launch_fold(const Call& call) {
 
 dev::Status launch_gradients(const Call& call) {
   const bool segmented = call.walk().segments > 1;
-  const bool fold = segmented && call.sums_wanted();
+  float* const kept = call.workspace.kept;
   dev::Status status = dev::kSuccess;
-  if (call.args.running_only) {
-    if (!call.sums_wanted()) return launch_apply(call);
-    status = launch_reduce(call, segmented ? call.workspace.kept : nullptr, true);
-    return status == dev::kSuccess && fold ? launch_fold(call) : status;
+  if (call.args.running_only && !call.sums_wanted()) return launch_apply(call);
+  if (call.args.running_only || !call.elements_wanted()) {
+    status = launch_reduce(call, segmented ? kept : nullptr);
+  } else if (call.plan.strategy == WN_TEAM) {
+    status = channel_norm_bwd_team_launch(call.args, call.plan.team, call.on, call.workspace.partials,
+                                          segmented ? kept : nullptr);
+  } else if (call.plan.strategy == WN_SPLIT) {
+    status = launch_reduce(call, kept);
+    if (status == dev::kSuccess && call.args.group > 1) status = launch_combine(call);
+    if (status == dev::kSuccess) status = launch_apply(call);
+  } else {
+    return dev::kInvalidValue;
   }
-  const bool split = call.plan.strategy == WN_SPLIT;
-  if (!split && call.plan.strategy != WN_SINGLE) return dev::kInvalidValue;
-  status = launch_reduce(call, split || segmented ? call.workspace.kept : nullptr, split || !call.elements_wanted());
-  if (status == dev::kSuccess && fold) status = launch_fold(call);
-  if (!split || !call.elements_wanted()) return status;
-  if (status == dev::kSuccess && call.args.group > 1) status = launch_combine(call);
-  return status == dev::kSuccess ? launch_apply(call) : status;
+  return status == dev::kSuccess && segmented && call.sums_wanted() ? launch_fold(call) : status;
 }
 
 }  // namespace

@@ -43,33 +43,45 @@ template <int kLanes> struct SlabGrad {
   }
 };
 
+/// Turns x of a chunk into x_hat, and dy into d: takes it back through the activation. `residuals` are added first where
+/// there are any. `kFused` compiles in what follows scale and shift.
+template <bool kFused, class Tile>
+__device__ __forceinline__ void to_grad(const wn_channel_norm_bwd& args, const SlabGrad<Tile::kLanes>& slab,
+                                        float (&ds)[Tile::kLoads][Tile::kVec], float (&x_hats)[Tile::kLoads][Tile::kVec],
+                                        const float (&residuals)[Tile::kLoads][Tile::kVec]) {
+#pragma unroll
+  for (int k = 0; k < Tile::kLoads; ++k) {
+#pragma unroll
+    for (int i = 0; i < Tile::kVec; ++i) {
+      const int lane = Tile::kLanes == 1 ? 0 : i;
+      x_hats[k][i] = slab.x_hat(x_hats[k][i], lane);
+      if constexpr (kFused) {
+        // Added in the order of the forward pass.
+        const float z = x_hats[k][i] * slab.weight[lane] + slab.bias[lane] + residuals[k][i];
+        ds[k][i] *= activation_slope(args.activation, z);
+      }
+    }
+  }
+}
+
+/// Whether the activation's slope depends on a residual.
+__device__ __forceinline__ bool reads_residual(const wn_channel_norm_bwd& args) {
+  return args.residual && args.activation != WN_ACT_NONE;
+}
+
 /// Reads a chunk of x and dy, normalizes x, takes dy back through the activation, and calls
-/// `body(at, loads, ds, x_hats)`. `kFused` compiles in what follows scale and shift.
+/// `body(at, loads, ds, x_hats)`.
 template <class T, bool kFused, class Tile, class Body>
 __device__ __forceinline__ void walk_grad(const Tile& tile, const wn_channel_norm_bwd& args,
                                           const SlabGrad<Tile::kLanes>& slab, Body body) {
   tile.walk([&](const int64_t(&at)[Tile::kLoads], int loads) {
-    float x_hats[Tile::kLoads][Tile::kVec], ds[Tile::kLoads][Tile::kVec];
+    float x_hats[Tile::kLoads][Tile::kVec], ds[Tile::kLoads][Tile::kVec], residuals[Tile::kLoads][Tile::kVec];
     load_chunk(x_hats, static_cast<const T*>(args.x), at, loads);
     load_chunk(ds, static_cast<const T*>(args.dy), at, loads);
-#pragma unroll
-    for (int k = 0; k < Tile::kLoads; ++k) {
-#pragma unroll
-      for (int i = 0; i < Tile::kVec; ++i) x_hats[k][i] = slab.x_hat(x_hats[k][i], Tile::kLanes == 1 ? 0 : i);
-      if constexpr (kFused) {
-        float z[Tile::kVec];
-#pragma unroll
-        for (int i = 0; i < Tile::kVec; ++i) z[i] = 0.f;
-        if (args.residual && k < loads) load(z, static_cast<const T*>(args.residual) + at[k]);
-#pragma unroll
-        for (int i = 0; i < Tile::kVec; ++i) {
-          const int lane = Tile::kLanes == 1 ? 0 : i;
-          // Added in the order of the forward pass.
-          z[i] = x_hats[k][i] * slab.weight[lane] + slab.bias[lane] + z[i];
-          ds[k][i] *= activation_slope(args.activation, z[i]);
-        }
-      }
+    if constexpr (kFused) {
+      load_chunk(residuals, static_cast<const T*>(args.residual), at, reads_residual(args) ? loads : 0);
     }
+    to_grad<kFused, Tile>(args, slab, ds, x_hats, residuals);
     body(at, loads, ds, x_hats);
   });
 }
@@ -99,17 +111,78 @@ __device__ __forceinline__ void apply_grad(const Tile& tile, const wn_channel_no
   });
 }
 
-/// Gathers the sums of each slab. With one segment they are the gradients of bias and weight. In inference dx needs none
-/// of them and is written on the way. In training, with one split per slab, the block goes on to dx, unless another
-/// launch is to (`stats_only`). Later launches find the sums in `sums`, [2, slabs].
+/// Totals of `GradSums`.
+template <int kLanes> struct SlabSums {
+  float d[kLanes], d_x_hat[kLanes];
+
+  __device__ __forceinline__ void take(const GradSums<kLanes>& stat) {
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      d[lane] = stat.dy[lane].total();
+      d_x_hat[lane] = stat.dy_x_hat[lane].total();
+    }
+  }
+};
+
+/// A split's partial result among those of all slabs: sums of d and of d * x_hat, [splits, slabs] each.
+struct PartialSums {
+  float* d;
+  float* d_x_hat;
+  int64_t slabs;
+
+  __device__ __forceinline__ PartialSums(float* partials, const wn_channel_walk& walk)
+      : d(partials), d_x_hat(partials + walk.splits * walk.segments * walk.channels), slabs(walk.segments * walk.channels) {}
+
+  template <int kLanes> __device__ __forceinline__ void put(int64_t slab, int64_t split, const SlabSums<kLanes>& own) const {
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      d[split * slabs + slab + lane] = own.d[lane];
+      d_x_hat[split * slabs + slab + lane] = own.d_x_hat[lane];
+    }
+  }
+
+  /// With the factor that belongs to the slabs.
+  template <int kLanes> __device__ __forceinline__ GradSums<kLanes> get(int64_t slab, int64_t split, float factor = 1.f) const {
+    GradSums<kLanes> stat;
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      stat.dy[lane] = {factor * d[split * slabs + slab + lane], 0.f};
+      stat.dy_x_hat[lane] = {factor * d_x_hat[split * slabs + slab + lane], 0.f};
+    }
+    return stat;
+  }
+};
+
+/// Where the sums of slabs go: into dbias and dweight where there is one segment, and to `sums`, [2, slabs], where a
+/// later launch reads them.
+template <class T, class Tile>
+__device__ __forceinline__ void store_sums(const Tile& tile, const wn_channel_norm_bwd& args, const wn_channel_walk& walk,
+                                           const SlabSums<Tile::kLanes>& of_slab, float* sums) {
+  if (tile.rank() != 0 || !tile.live()) return;
+  const bool is_f32 = args.grad_dtype == WN_F32;
+  const ParamsOut<T> dweight{walk.segments == 1 ? args.dweight : nullptr, is_f32, args.accumulate != 0};
+  const ParamsOut<T> dbias{walk.segments == 1 ? args.dbias : nullptr, is_f32, args.accumulate != 0};
+#pragma unroll
+  for (int lane = 0; lane < Tile::kLanes; ++lane) {
+    const int64_t i = tile.slab() + lane;
+    dweight.put(i, of_slab.d_x_hat[lane]);
+    dbias.put(i, of_slab.d[lane]);
+    if (sums) {
+      sums[i] = of_slab.d[lane];
+      sums[walk.segments * walk.channels + i] = of_slab.d_x_hat[lane];
+    }
+  }
+}
+
+/// Gathers the sums of each slab. With several splits each block hands in a partial result, and the last one of a tile
+/// merges them. In inference dx needs none of them and is written on the way.
 template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     channel_norm_bwd_reduce(const wn_channel_norm_bwd args, const wn_channel_walk walk, float* partials,
-                            unsigned* counters, float* sums, bool stats_only) {
+                            unsigned* counters, float* sums) {
   using Stat = GradSums<Tile::kLanes>;
   const Tile tile = Tile::of_block(walk);
-  const int64_t slabs = walk.segments * walk.channels;
-  SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
+  const SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
   const bool dx_on_the_way = args.running_only && (args.dx || args.dresidual);
   Stat stat = Stat::empty();
   walk_grad<T, kFused>(tile, args, slab, [&](const auto& at, int loads, auto& ds, const auto& x_hats) {
@@ -118,61 +191,19 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   });
   stat = tile.merge(stat);
 
+  SlabSums<Tile::kLanes> own;
   if constexpr (Tile::kCanSplit) {
     if (walk.splits > 1) {
-      float* d_sums = partials;
-      float* d_x_hat_sums = partials + walk.splits * slabs;
-      if (tile.rank() == 0 && tile.live()) {
-        const int64_t at = tile.split() * slabs + tile.slab();
-#pragma unroll
-        for (int lane = 0; lane < Tile::kLanes; ++lane) {
-          d_sums[at + lane] = stat.dy[lane].total();
-          d_x_hat_sums[at + lane] = stat.dy_x_hat[lane].total();
-        }
-      }
+      const PartialSums parts(partials, walk);
+      own.take(stat);
+      if (tile.rank() == 0 && tile.live()) parts.put(tile.slab(), tile.split(), own);
       if (!is_last_block(&counters[tile.tile()], walk.splits)) return;
-      stat = merge_splits<Stat>(tile, walk.splits, [&](int split) {
-        const int64_t at = split * slabs + tile.slab();
-        Stat partial;
-#pragma unroll
-        for (int lane = 0; lane < Tile::kLanes; ++lane) {
-          partial.dy[lane] = {d_sums[at + lane], 0.f};
-          partial.dy_x_hat[lane] = {d_x_hat_sums[at + lane], 0.f};
-        }
-        return partial;
-      });
+      stat = merge_splits<Stat>(tile, walk.splits,
+                                [&](int split) { return parts.get<Tile::kLanes>(tile.slab(), split); });
     }
   }
-
-  float sum_d[Tile::kLanes], sum_dx_hat[Tile::kLanes];
-#pragma unroll
-  for (int lane = 0; lane < Tile::kLanes; ++lane) {
-    sum_d[lane] = stat.dy[lane].total();
-    sum_dx_hat[lane] = stat.dy_x_hat[lane].total();
-  }
-  if (tile.rank() == 0 && tile.live()) {
-    const bool is_f32 = args.grad_dtype == WN_F32;
-    const ParamsOut<T> dweight{walk.segments == 1 ? args.dweight : nullptr, is_f32, args.accumulate != 0};
-    const ParamsOut<T> dbias{walk.segments == 1 ? args.dbias : nullptr, is_f32, args.accumulate != 0};
-#pragma unroll
-    for (int lane = 0; lane < Tile::kLanes; ++lane) {
-      const int64_t i = tile.slab() + lane;
-      dweight.put(i, sum_dx_hat[lane]);
-      dbias.put(i, sum_d[lane]);
-      if (sums) {
-        sums[i] = sum_d[lane];
-        sums[slabs + i] = sum_dx_hat[lane];
-      }
-    }
-  }
-  if (stats_only) return;
-  const float inverse_n = 1.f / static_cast<float>(walk.outer * walk.inner);
-#pragma unroll
-  for (int lane = 0; lane < Tile::kLanes; ++lane) {
-    slab.mean_g[lane] = slab.weight[lane] * (sum_d[lane] * inverse_n);
-    slab.mean_gx[lane] = slab.weight[lane] * (sum_dx_hat[lane] * inverse_n);
-  }
-  apply_grad<T, kFused>(tile, args, slab);
+  own.take(stat);
+  store_sums<T>(tile, args, walk, own, sums);
 }
 
 /// Sums of g and g * x_hat over the slabs of each statistic, from the sums of each slab. A block per statistic.

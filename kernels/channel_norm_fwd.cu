@@ -1,6 +1,7 @@
 // Launcher of the channel norms forward: looks the plan up, launches, reports.
 #include "channel_norm_fwd.cuh"
 
+#include "channel_norm_running.cuh"
 #include "launchers.cuh"
 #include "prim/channel_launch.cuh"
 
@@ -26,16 +27,12 @@ dev::Status launch_apply(const wn_channel_norm_fwd& args, const wn_channel_walk&
 }
 
 dev::Status launch_train(const wn_channel_norm_fwd& args, const wn_channel_walk& walk, const ChannelLaunch& on,
-                         float* partials, float* vars, bool stats_only) {
+                         float* partials, float* vars) {
   return visit_dtype(args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
     return visit_tile<T>(walk, [&](auto tile) {
       using Tile = typename decltype(tile)::type;
-      const auto launch = [&](auto kernel) {
-        return on.launch<Tile, decltype(kernel)::value>(walk, args, walk, partials, args.counters, vars, stats_only);
-      };
-      return is_fused(args) && !stats_only ? launch(KernelTag<channel_norm_fwd_train<T, Tile, true>>{})
-                                           : launch(KernelTag<channel_norm_fwd_train<T, Tile, false>>{});
+      return on.launch<Tile, channel_norm_fwd_train<T, Tile>>(walk, args, walk, partials, args.counters, vars);
     });
   });
 }
@@ -63,11 +60,12 @@ int32_t channel_norm_fwd(const wn_channel_norm_fwd* args, const wn_channel_plan*
 
   wn_channel_norm_fwd saving = *args;  // what a later launch reads is kept, wanted or not
   const bool split = plan->strategy == WN_SPLIT;
-  if (!split && plan->strategy != WN_SINGLE) return dev::kInvalidValue;
+  if (!split && plan->strategy != WN_TEAM) return dev::kInvalidValue;
   if (!saving.mean && (split || averaged)) saving.mean = workspace.kept;
   if (!saving.rstd && split) saving.rstd = workspace.kept ? workspace.kept + slabs : nullptr;
 
-  dev::Status status = launch_train(saving, plan->stats, on, workspace.partials, vars, split);
+  dev::Status status = split ? launch_train(saving, plan->stats, on, workspace.partials, vars)
+                             : channel_norm_fwd_team_launch(saving, plan->team, on, workspace.partials, vars);
   if (status == dev::kSuccess && averaged) status = launch_running(saving, plan->apply, on, vars);
   if (status == dev::kSuccess && split) {
     status = launch_apply(saving, plan->apply, on, saving.mean, saving.rstd, nullptr);

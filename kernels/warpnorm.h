@@ -27,9 +27,16 @@ typedef enum wn_channel_tile {
 } wn_channel_tile;
 
 typedef enum wn_channel_strategy {
-  WN_SINGLE = 0, /* one launch: whoever owns a slab reads it twice, the second time from cache */
-  WN_SPLIT = 1   /* one launch for the statistics, blocks sharing slabs, and others to combine and apply them */
+  WN_TEAM = 0, /* one launch: teams of blocks gather the statistics of their slabs and apply them */
+  WN_SPLIT = 1 /* one launch for the statistics, blocks sharing slabs, and others to combine and apply them */
 } wn_channel_strategy;
+
+/* How the blocks of a team wait for each other. */
+typedef enum wn_join {
+  WN_ALONE = 0,   /* a team is one block */
+  WN_CLUSTER = 1, /* a team is a cluster, of up to 8 blocks */
+  WN_GRID = 2     /* by counters, in a cooperative launch */
+} wn_join;
 
 /* How the elements of one row are shared. */
 typedef enum wn_row_strategy {
@@ -55,7 +62,7 @@ typedef enum wn_running {
 } wn_running;
 
 /* A tensor as slabs, and how a grid walks it. Element (s, o, c, i) lies at ((s * outer + o) * channels + c) * inner + i
- * and belongs to slab s * channels + c. Channels last is inner = 1. Chosen by src/cuda/plan.rs; a launcher only looks it
+ * and belongs to slab s * channels + c. Channels last is inner = 1. Chosen by src/cuda/plan; a launcher only looks it
  * up. */
 typedef struct wn_channel_walk {
   int64_t segments;
@@ -69,9 +76,25 @@ typedef struct wn_channel_walk {
   wn_channel_tile tile;
 } wn_channel_walk;
 
-/* How to run a channel norm: the walk that gathers statistics, and the one that applies them (not used by WN_SINGLE). */
+/* Teams of blocks, each of which takes units of work: whole statistics, so many that they fill whole tiles of the walk.
+ * A unit is `tiles` tiles of `splits` pieces each; block r of a team takes pieces r, r + size, ... of it. Team t takes
+ * units t, t + teams, ... */
+typedef struct wn_channel_team {
+  wn_channel_walk walk;
+  wn_join join;
+  int32_t size;   /* blocks of a team */
+  int32_t teams;  /* all resident together where size > 1 and join = WN_GRID */
+  int64_t units;
+  int32_t tiles;  /* tiles of a unit; of a column walk: one, or all of a segment */
+  int32_t slabs;  /* slabs of a unit; not used by a column walk, whose tiles say */
+  int32_t chunks; /* chunks of a piece */
+  int32_t held;   /* chunks that a thread holds in shared memory between the two phases, of those of its block's pieces */
+} wn_channel_team;
+
+/* How to run a channel norm: by teams, or by the walk that gathers statistics and the one that applies them. */
 typedef struct wn_channel_plan {
   wn_channel_strategy strategy;
+  wn_channel_team team;
   wn_channel_walk stats; /* forward: its slabs are the statistics; backward: the slabs of `apply` */
   wn_channel_walk apply;
 } wn_channel_plan;
@@ -95,7 +118,7 @@ typedef struct wn_channel_norm_fwd {
   float* running_mean;   /* [statistics], or [channels] if averaged */
   float* running_var;    /* likewise */
   const float* momentum; /* [1], read when the kernel runs, in place of the field `take`; null: the field counts */
-  uint32_t* counters;    /* WN_SPLIT: zero before and after each call, sized by src/cuda/plan.rs */
+  uint32_t* counters;    /* zero before and after each call, sized by src/cuda/plan */
   float* workspace;      /* any contents, sized there too */
   int64_t group;
   float eps;

@@ -1,6 +1,7 @@
 // What the launchers of the channel norms share. Host code only.
 #pragma once
 
+#include "prim/team.cuh"
 #include "prim/visit.cuh"
 
 namespace WN_NAMESPACE {
@@ -20,6 +21,24 @@ class ChannelLaunch {
     const int64_t blocks = Tile::blocks(walk);
     const bool splits_fit = walk.splits == 1 || (walk.splits > 1 && Tile::kCanSplit);
     return splits_fit ? launch_blocks<kKernel>(blocks, args...) : dev::kInvalidValue;
+  }
+
+  /// Launches the blocks of all teams, with the shared memory that they hold chunks of `kTensors` tensors in.
+  template <class T, class Tile, int kTensors, auto kKernel, class... Args>
+  dev::Status launch_team(const wn_channel_team& team, Args... args) const {
+    const bool in_range = team.size >= 1 && team.teams >= 1 && team.chunks >= 1 && team.held >= 0 && team.units >= 1 &&
+                          team.tiles >= 1 && (team.walk.splits == 1 || (team.walk.splits > 1 && Tile::kCanSplit)) &&
+                          int64_t(team.tiles) * team.walk.splits <= INT32_MAX &&
+                          team.size <= team.tiles * team.walk.splits && (team.join != WN_ALONE || team.size == 1);
+    if (!in_range) return dev::kInvalidValue;
+    dev::LaunchConfig config = config_;
+    config.dynamic_smem = Held<T, Tile, kTensors>::bytes(team);
+    config.cooperative = team.join == WN_GRID;
+    if (team.join == WN_CLUSTER) config.cluster = team.size;
+    const int64_t blocks = int64_t(team.teams) * team.size;
+    if (blocks > INT32_MAX) return dev::kInvalidValue;
+    config.grid = dim3(static_cast<unsigned>(blocks));
+    return dev::launch<kKernel>(config, args...);
   }
 
   /// A launch on the same stream whose grid is not yet known.

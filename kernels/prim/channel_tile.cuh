@@ -53,14 +53,15 @@ template <int kVecWidth, int kOwners, int kLoadsAtOnce> class SlabTile {
   }
 
   __device__ __forceinline__ SlabTile(const wn_channel_walk& walk, const Piece& piece)
-      : walk_(walk), piece_(piece), slab_(piece.slab + threadIdx.x / kOwners) {
+      : walk_(&walk), piece_(piece), slab_(piece.slab + threadIdx.x / kOwners) {
     segment_ = slab_ / static_cast<unsigned>(walk.channels);
     channel_ = slab_ - segment_ * static_cast<unsigned>(walk.channels);
     const int64_t begin = piece.split * walk.span;
     const int64_t left = walk.outer * walk.inner - begin;
     count_ = static_cast<int>(left < walk.span ? left : walk.span);
-    // One division in 64 bits finds the run in which the split starts; from there 32 bits do.
-    const int64_t first_run = begin / walk.inner;
+    // One division finds the run in which the split starts, rarely in 64 bits; from there 32 bits do.
+    const unsigned narrow = static_cast<unsigned>(begin);
+    const int64_t first_run = narrow == begin ? narrow / static_cast<unsigned>(walk.inner) : begin / walk.inner;
     phase_ = static_cast<unsigned>(begin - first_run * walk.inner);
     base_ = ((segment_ * walk.outer + first_run) * walk.channels + channel_) * walk.inner;
     if (!live()) count_ = 0;
@@ -83,8 +84,8 @@ template <int kVecWidth, int kOwners, int kLoadsAtOnce> class SlabTile {
   __device__ __forceinline__ int peers() const { return kOwners; }
 
   __device__ __forceinline__ int chunk(int c, int64_t (&at)[kLoads]) const {
-    const unsigned inner = static_cast<unsigned>(walk_.inner);
-    const int64_t skip = (walk_.channels - 1) * walk_.inner;  // from the end of a run to the slab's next
+    const unsigned inner = static_cast<unsigned>(walk_->inner);
+    const int64_t skip = (walk_->channels - 1) * walk_->inner;  // from the end of a run to the slab's next
     const int first = (c * kLoads * kOwners + rank()) * kVec;
     int loads = 0;
 #pragma unroll
@@ -117,7 +118,7 @@ template <int kVecWidth, int kOwners, int kLoadsAtOnce> class SlabTile {
   }
 
  private:
-  const wn_channel_walk& walk_;
+  const wn_channel_walk* walk_;
   Piece piece_;
   unsigned slab_, segment_, channel_;  // slabs are counted in 31 bits
   int count_;
@@ -147,7 +148,7 @@ template <int kVecWidth, int kLoadsAtOnce = 4> class ColumnTile {
     return ColumnTile(walk, {blockIdx.x % tiles, 0, 0, blockIdx.x / tiles});
   }
 
-  __device__ __forceinline__ ColumnTile(const wn_channel_walk& walk, const Piece& piece) : walk_(walk), piece_(piece) {
+  __device__ __forceinline__ ColumnTile(const wn_channel_walk& walk, const Piece& piece) : walk_(&walk), piece_(piece) {
     const unsigned across = per_segment(walk);
     segment_ = piece.tile / across;
     channel_ = piece.tile % across * (walk.columns * kVec) + threadIdx.x % walk.columns * kVec;
@@ -174,11 +175,11 @@ template <int kVecWidth, int kLoadsAtOnce = 4> class ColumnTile {
 
   __device__ __forceinline__ unsigned tile() const { return piece_.tile; }
   __device__ __forceinline__ int64_t split() const { return piece_.split; }
-  __device__ __forceinline__ int64_t slab() const { return segment_ * walk_.channels + channel_; }
+  __device__ __forceinline__ int64_t slab() const { return segment_ * walk_->channels + channel_; }
   __device__ __forceinline__ int64_t channel() const { return channel_; }
-  __device__ __forceinline__ bool live() const { return channel_ < walk_.channels; }
-  __device__ __forceinline__ int rank() const { return threadIdx.x / walk_.columns; }
-  __device__ __forceinline__ int peers() const { return kThreads / walk_.columns; }
+  __device__ __forceinline__ bool live() const { return channel_ < walk_->channels; }
+  __device__ __forceinline__ int rank() const { return threadIdx.x / walk_->columns; }
+  __device__ __forceinline__ int peers() const { return kThreads / walk_->columns; }
 
   __device__ __forceinline__ int chunk(int c, int64_t (&at)[kLoads]) const {
     int loads = 0;
@@ -187,7 +188,7 @@ template <int kVecWidth, int kLoadsAtOnce = 4> class ColumnTile {
       const int row = rank() + (c * kLoads + load) * peers();
       at[load] = 0;
       if (row < count_) {
-        at[load] = base_ + row * walk_.channels;
+        at[load] = base_ + row * walk_->channels;
         loads = load + 1;
       }
     }
@@ -203,11 +204,11 @@ template <int kVecWidth, int kLoadsAtOnce = 4> class ColumnTile {
   }
 
   template <class Stat> __device__ __forceinline__ Stat merge(const Stat& stat) const {
-    return block_merge<kMaxColumns>(stat, walk_.columns);
+    return block_merge<kMaxColumns>(stat, walk_->columns);
   }
 
  private:
-  const wn_channel_walk& walk_;
+  const wn_channel_walk* walk_;
   Piece piece_;
   unsigned segment_, channel_;  // slabs are counted in 31 bits
   int count_;

@@ -199,18 +199,28 @@ template <class Stat> struct Cascade {
   /// Takes what `Stat::push` takes.
   template <class... Chunk> __device__ __forceinline__ void push(const Chunk&... chunk) {
     chunks.push(chunk...);
-    if (++pushes % kChain != 0) return;
-    groups.merge(chunks);
-    chunks = Stat::empty();
-    if (pushes % (kChain * kChain) != 0) return;
-    all.merge(groups);
-    groups = Stat::empty();
+    advance();
+  }
+
+  __device__ __forceinline__ void merge(const Stat& stat) {
+    chunks.merge(stat);
+    advance();
   }
 
   __device__ __forceinline__ Stat total() {
     groups.merge(chunks);
     all.merge(groups);
     return all;
+  }
+
+ private:
+  __device__ __forceinline__ void advance() {
+    if (++pushes % kChain != 0) return;
+    groups.merge(chunks);
+    chunks = Stat::empty();
+    if (pushes % (kChain * kChain) != 0) return;
+    all.merge(groups);
+    groups = Stat::empty();
   }
 };
 
