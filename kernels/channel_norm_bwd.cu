@@ -17,7 +17,7 @@ struct Call {
 
   const wn_channel_walk& walk() const { return plan.stats; }
   int64_t slabs() const { return walk().segments * walk().channels; }
-  bool is_fused() const { return args.activation != WN_ACT_NONE || args.dresidual; }
+  bool is_fused() const { return args.activation != WN_ACT_NONE; }
   bool sums_wanted() const { return args.dweight || args.dbias; }
   bool elements_wanted() const { return args.dx || args.dresidual; }
 };
@@ -84,15 +84,17 @@ dev::Status launch_gradients(const Call& call) {
   float* const kept = call.workspace.kept;
   dev::Status status = dev::kSuccess;
   if (call.args.running_only && !call.sums_wanted()) return launch_apply(call);
-  if (call.args.running_only || !call.elements_wanted()) {
+  if (call.args.running_only) {
     status = launch_reduce(call, segmented ? kept : nullptr);
   } else if (call.plan.strategy == WN_TEAM) {
     status = channel_norm_bwd_team_launch(call.args, call.plan.team, call.on, call.workspace.partials,
                                           segmented ? kept : nullptr);
   } else if (call.plan.strategy == WN_SPLIT) {
     status = launch_reduce(call, kept);
-    if (status == dev::kSuccess && call.args.group > 1) status = launch_combine(call);
-    if (status == dev::kSuccess) status = launch_apply(call);
+    if (call.elements_wanted()) {
+      if (status == dev::kSuccess && call.args.group > 1) status = launch_combine(call);
+      if (status == dev::kSuccess) status = launch_apply(call);
+    }
   } else {
     return dev::kInvalidValue;
   }

@@ -44,7 +44,7 @@ template <int kLanes> struct SlabGrad {
 };
 
 /// Turns x of a chunk into x_hat, and dy into d: takes it back through the activation. `residuals` are added first where
-/// there are any. `kFused` compiles in what follows scale and shift.
+/// there are any. `kFused` compiles in the activation.
 template <bool kFused, class Tile>
 __device__ __forceinline__ void to_grad(const wn_channel_norm_bwd& args, const SlabGrad<Tile::kLanes>& slab,
                                         float (&ds)[Tile::kLoads][Tile::kVec], float (&x_hats)[Tile::kLoads][Tile::kVec],
@@ -87,15 +87,13 @@ __device__ __forceinline__ void walk_grad(const Tile& tile, const wn_channel_nor
 }
 
 /// Writes a chunk of d, and turns it into dx and writes that, as far as they are wanted.
-template <class T, bool kFused, class Tile>
+template <class T, class Tile>
 __device__ __forceinline__ void store_dx(const wn_channel_norm_bwd& args, const SlabGrad<Tile::kLanes>& slab,
                                          const int64_t (&at)[Tile::kLoads], int loads,
                                          float (&ds)[Tile::kLoads][Tile::kVec],
                                          const float (&x_hats)[Tile::kLoads][Tile::kVec]) {
-  if constexpr (kFused) {
-    if (args.dresidual) store_chunk(static_cast<T*>(args.dresidual), ds, at, loads);
-    if (!args.dx) return;
-  }
+  if (args.dresidual) store_chunk(static_cast<T*>(args.dresidual), ds, at, loads);
+  if (!args.dx) return;
 #pragma unroll
   for (int k = 0; k < Tile::kLoads; ++k)
 #pragma unroll
@@ -107,7 +105,7 @@ template <class T, bool kFused, class Tile>
 __device__ __forceinline__ void apply_grad(const Tile& tile, const wn_channel_norm_bwd& args,
                                            const SlabGrad<Tile::kLanes>& slab) {
   walk_grad<T, kFused>(tile, args, slab, [&](const auto& at, int loads, auto& ds, const auto& x_hats) {
-    store_dx<T, kFused, Tile>(args, slab, at, loads, ds, x_hats);
+    store_dx<T, Tile>(args, slab, at, loads, ds, x_hats);
   });
 }
 
@@ -187,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   Stat stat = Stat::empty();
   walk_grad<T, kFused>(tile, args, slab, [&](const auto& at, int loads, auto& ds, const auto& x_hats) {
     stat.push(ds, x_hats, loads);
-    if (dx_on_the_way) store_dx<T, kFused, Tile>(args, slab, at, loads, ds, x_hats);
+    if (dx_on_the_way) store_dx<T, Tile>(args, slab, at, loads, ds, x_hats);
   });
   stat = tile.merge(stat);
 

@@ -10,7 +10,7 @@ namespace WN_NAMESPACE {
 
 dev::Status channel_norm_bwd_team_launch(const wn_channel_norm_bwd& args, const wn_channel_team& team,
                                          const ChannelLaunch& on, float* partials, float* sums) {
-  const bool fused = args.activation != WN_ACT_NONE || args.dresidual;
+  const bool fused = args.activation != WN_ACT_NONE;
   return visit_dtype(args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
     const auto launch = [&](auto is_fused) {

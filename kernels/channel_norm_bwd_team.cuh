@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
   const int pieces = member.pieces();
   const int chunks = pieces * team.chunks;
   const int held_chunks = team.held < chunks ? team.held : chunks;
+  const bool elements_wanted = args.dx || args.dresidual;
   const bool alone = member.pieces_per_unit() == 1 && args.group == 1;  // the sums need no one else
   const auto start = [&](const Tile& tile, int piece, int chunk) {
     int64_t at[Tile::kLoads];
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     int current = -1;
     Tile tile = member.template tile<Tile>(unit, 0);
     Tile next = tile;
-    SlabGrad<Tile::kLanes> slab;
+    SlabGrad<Tile::kLanes> slab{};  // filled at the first piece
     for (int step = 0; step < chunks; ++step) {
       const int number = second_phase_chunk(step, chunks, held_chunks);
       const int piece = number / team.chunks;
@@ -126,9 +127,9 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
       int64_t at[Tile::kLoads];
       const int loads = tile.chunk(chunk, at);
       Chunk ds, x_hats;
-      read(slab, number < held_chunks, piece, chunk, at, loads, ds, x_hats);
+      if (elements_wanted) read(slab, number < held_chunks, piece, chunk, at, loads, ds, x_hats);
       if (more && number < held_chunks) start(next, piece, chunk);
-      store_dx<T, kFused, Tile>(args, slab, at, loads, ds, x_hats);
+      if (elements_wanted) store_dx<T, Tile>(args, slab, at, loads, ds, x_hats);
     }
   }
   member.leave(counters);

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     int current = -1;
     Tile tile = member.template tile<Tile>(unit, 0);
     Tile next = tile;
-    SlabNorm<Tile::kLanes> slab;
+    SlabNorm<Tile::kLanes> slab{};  // filled at the first piece
     for (int step = 0; step < chunks; ++step) {
       const int number = second_phase_chunk(step, chunks, held_chunks);
       const int piece = number / team.chunks;

@@ -108,7 +108,9 @@ impl<B: Backend> Workspace<B> {
         if enough == self.len {
             return Ok(());
         }
-        Err(Error::Workspace { needed: enough.bytes(), actual: self.bytes() })
+        // A workspace of another kind of op may have more counters than are needed, and too few words.
+        let needed = if needed.bytes() > self.bytes() { needed } else { enough };
+        Err(Error::Workspace { needed: needed.bytes(), actual: self.bytes() })
     }
 
     pub(crate) fn borrow_mut(&mut self) -> WorkspaceMut<'_, B> {

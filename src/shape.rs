@@ -137,13 +137,14 @@ pub(crate) enum Scope {
 /// A *slab* is what one segment and one channel have in common; slab `s * channels + c`. `group` neighboring slabs
 /// share a statistic. Channels last is `inner == 1`. The fields are private so that holding one is the proof: the
 /// elements can be counted in `i64`, and `inner`, the slabs, and the neighbors in a group fit in `i32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChannelShape {
     segments: usize,
     outer: usize,
     channels: usize,
     inner: usize,
     group: usize,
+    samples: bool,
 }
 
 impl ChannelShape {
@@ -189,11 +190,19 @@ impl ChannelShape {
             }
             Scope::Group(groups) => return Err(Error::Groups { groups, channels }),
         };
-        Self::new(segments, outer, channels, inner, group).ok_or_else(|| Error::TooLarge {
+        let shape = Self::new(segments, outer, channels, inner, group).ok_or_else(|| Error::TooLarge {
             arg,
             dims: all.to_vec(),
             limit: "2^31 positions, slabs or neighbors in a group, or 2^46 elements, and more",
-        })
+        })?;
+        Ok(if matches!(scope, Scope::Group(_)) { shape.of_samples() } else { shape })
+    }
+
+    /// The same, whose segments are samples: the bits of one must not depend on how many came with it, also where it is
+    /// the only one. So it is with any shape of several segments.
+    #[must_use]
+    pub fn of_samples(self) -> Self {
+        Self { samples: true, ..self }
     }
 
     /// Fewer elements than this: it is more than any memory holds, and leaves 32-bit offsets within a block's share.
@@ -202,6 +211,7 @@ impl ChannelShape {
     /// `None` where `inner`, the slabs or the neighbors in a group do not fit in `i32`, where there are 2^46 elements
     /// and more, or where `group` does not divide the channels.
     pub fn new(segments: usize, outer: usize, channels: usize, inner: usize, group: usize) -> Option<Self> {
+        let samples = segments > 1;
         let fits = |n: usize| i32::try_from(n).is_ok();
         let slabs = segments.checked_mul(channels).filter(|&slabs| fits(slabs))?;
         if !fits(inner) || group == 0 || !channels.is_multiple_of(group) {
@@ -210,21 +220,29 @@ impl ChannelShape {
         let len = slabs.checked_mul(outer)?.checked_mul(inner).filter(|&len| len < Self::MAX_LEN)?;
         if len == 0 {
             // No position is ever looked up, so any `inner` will do; this one divides safely.
-            return Some(Self { segments, outer: 0, channels, inner: 1, group });
+            return Some(Self { segments, outer: 0, channels, inner: 1, group, samples });
         }
         if group < channels && !fits(group * inner) {
             return None;
         }
         if channels == 1 && fits(outer * inner) {
             // One run of elements rather than many short ones.
-            return Some(Self { segments, outer: 1, channels, inner: outer * inner, group });
+            return Some(Self { segments, outer: 1, channels, inner: outer * inner, group, samples });
         }
-        Some(Self { segments, outer, channels, inner, group })
+        Some(Self { segments, outer, channels, inner, group, samples })
+    }
+
+    /// So many segments of the same kind; `None` where that is too many.
+    pub(crate) fn with_segments(self, segments: usize) -> Option<Self> {
+        Some(Self {
+            samples: self.samples,
+            ..Self::new(segments, self.outer, self.channels, self.inner, self.group)?
+        })
     }
 
     /// The same elements with the slabs of each group as one: its slabs are the statistics.
     pub(crate) fn merged(self) -> Self {
-        let Self { segments, outer, channels, inner, group } = self;
+        let Self { segments, outer, channels, inner, group, samples } = self;
         if group == 1 {
             return self;
         }
@@ -237,12 +255,16 @@ impl ChannelShape {
             Err(_) if inner == 1 => (outer, channels),
             Err(_) => (rows, inner),
         };
-        Self { segments, outer, channels: 1, inner, group: 1 }
+        Self { segments, outer, channels: 1, inner, group: 1, samples }
     }
 
     /// Segments: parts of the tensor that share no statistic.
     pub fn segments(&self) -> usize {
         self.segments
+    }
+    /// Whether the segments are samples.
+    pub(crate) fn is_of_samples(&self) -> bool {
+        self.samples
     }
     /// Within a segment: samples, or samples and positions where channels are last.
     pub fn outer(&self) -> usize {

@@ -445,20 +445,6 @@ impl Device for Cuda {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn machine_code_serves_its_generation_and_ptx_what_comes_later() {
-        assert!(runs_on("75;80;90", 75) && runs_on("75;80;90", 86) && runs_on("75;80;90", 90));
-        assert!(runs_on("75;80;90", 120), "PTX of 90");
-        assert!(!runs_on("75;80;90", 70), "older than all");
-        assert!(!runs_on("75;90", 80), "between two generations");
-        assert!(!runs_on("89;90", 86), "older than the one of its generation");
-    }
-}
-
 /// What plans may know of the device.
 fn describe(context: &CudaContext) -> core::result::Result<DeviceLimits, DriverError> {
     use CUdevice_attribute as Attribute;
@@ -476,4 +462,18 @@ fn describe(context: &CudaContext) -> core::result::Result<DeviceLimits, DriverE
         cluster: if has_clusters { 8 } else { 1 },
         copy_gb_per_s: (clock * 2 * bus / 1_000_000 * 9 / 10).max(1),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machine_code_serves_its_generation_and_ptx_what_comes_later() {
+        assert!(runs_on("75;80;90", 75) && runs_on("75;80;90", 86) && runs_on("75;80;90", 90));
+        assert!(runs_on("75;80;90", 120), "PTX of 90");
+        assert!(!runs_on("75;80;90", 70), "older than all");
+        assert!(!runs_on("75;90", 80), "between two generations");
+        assert!(!runs_on("89;90", 86), "older than the one of its generation");
+    }
 }

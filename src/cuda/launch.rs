@@ -5,7 +5,10 @@
 use core::{ffi::c_void, ptr};
 
 use super::{
-    plan::{ChannelPlan, ChannelStrategy, ChannelTile, ChannelWalk, DeviceLimits, RowPlan, RowStrategy},
+    plan::{
+        ChannelPass, ChannelPlan, ChannelProblem, ChannelStrategy, ChannelTeam, ChannelTile, ChannelWalk,
+        DeviceLimits, Join, RowPlan, RowStrategy,
+    },
     sys,
 };
 use crate::{
@@ -196,7 +199,13 @@ pub(crate) fn channel_norm_fwd<D: Device, T: Element>(
         }
     }
     on.ready()?;
-    let plan = ChannelPlan::forward(shape, T::DTYPE, taken.alignment(), on.limits());
+    let problem = ChannelProblem {
+        shape,
+        dtype: T::DTYPE,
+        align: taken.alignment().min(16),
+        pass: ChannelPass::Forward,
+    };
+    let plan = ChannelPlan::new(problem, on.limits());
     let plan = abi_channel_plan(&plan);
     let launch = on.launchers().channel_norm_fwd.expect("every build has this launcher");
     // SAFETY: every address is that of live memory of this device, or null where the header allows it; the op matched
@@ -254,7 +263,12 @@ pub(crate) fn channel_norm_bwd<D: Device, T: Element>(
         running_only,
     };
     on.ready()?;
-    let plan = ChannelPlan::backward(shape, T::DTYPE, taken.alignment(), on.limits());
+    let pass = match args.activation {
+        Activation::None => ChannelPass::Backward,
+        _ => ChannelPass::BackwardFused,
+    };
+    let problem = ChannelProblem { shape, dtype: T::DTYPE, align: taken.alignment().min(16), pass };
+    let plan = ChannelPlan::new(problem, on.limits());
     let plan = abi_channel_plan(&plan);
     let launch = on.launchers().channel_norm_bwd.expect("every build has this launcher");
     // SAFETY: as in `channel_norm_fwd`.
@@ -439,18 +453,23 @@ fn warm_up_channels<D: Device>(on: &D, dtype: DType, vec: usize) -> Result<()> {
     let backward = launchers.channel_norm_bwd.expect("every build has this launcher");
     let (prepare, stream) = (sys::wn_action::WN_PREPARE, on.raw_stream());
     for tile in [ChannelTile::BlockPerChannel, ChannelTile::WarpPerChannel, ChannelTile::Columns] {
-        for strategy in [ChannelStrategy::Single, ChannelStrategy::Split] {
-            let plan = abi_channel_plan(&two_segment_plan(strategy, tile, vec));
+        for with_team in [false, true] {
             for activation in [Activation::None, Activation::Relu] {
+                let team_vec = match (tile, activation) {
+                    (ChannelTile::Columns, Activation::Relu) => vec.min(4),
+                    _ => vec,
+                };
                 let activation = abi_activation(activation);
                 let fwd = sys::wn_channel_norm_fwd {
                     activation,
                     running: sys::wn_running::WN_RUNNING_AVERAGED,
                     ..blank_channel_fwd(dtype)
                 };
-                let bwd = sys::wn_channel_norm_bwd { activation, ..blank_channel_bwd(dtype) };
+                let plan = abi_channel_plan(&two_segment_plan(with_team, tile, vec, vec));
                 // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
                 on.leave("warm_up", unsafe { forward(&fwd, &plan, prepare, stream) })?;
+                let bwd = sys::wn_channel_norm_bwd { activation, ..blank_channel_bwd(dtype) };
+                let plan = abi_channel_plan(&two_segment_plan(with_team, tile, vec, team_vec));
                 // SAFETY: as above.
                 on.leave("warm_up", unsafe { backward(&bwd, &plan, prepare, stream) })?;
             }
@@ -479,10 +498,24 @@ fn warm_up_rows<D: Device>(on: &D, dtype: DType, vec: usize) -> Result<()> {
 }
 
 /// With every launch that a call may have.
-fn two_segment_plan(strategy: ChannelStrategy, tile: ChannelTile, vec: usize) -> ChannelPlan {
+fn two_segment_plan(with_team: bool, tile: ChannelTile, vec: usize, team_vec: usize) -> ChannelPlan {
     let shape = ChannelShape::new(2, 1, 2, 1, 1).expect("four elements are not too large");
     let walk = ChannelWalk { shape, tile, vec, columns: 1, splits: 1, span: 1 };
-    ChannelPlan { strategy, stats: walk, apply: walk }
+    let team = ChannelTeam {
+        walk: ChannelWalk { vec: team_vec, ..walk },
+        join: Join::Alone,
+        size: 1,
+        teams: 1,
+        units: 1,
+        tiles: 1,
+        slabs: 1,
+        chunks: 1,
+        held: 0,
+        smem: 0,
+        blocks_per_sm: 1,
+    };
+    let strategy = if with_team { ChannelStrategy::Wave } else { ChannelStrategy::Split };
+    ChannelPlan { strategy, team: with_team.then_some(team), stats: walk, apply: walk }
 }
 
 fn blank_row_plan(strategy: RowStrategy, vec: usize) -> RowPlan {
@@ -610,12 +643,45 @@ fn abi_dtype(dtype: DType) -> sys::wn_dtype {
 
 fn abi_channel_plan(plan: &ChannelPlan) -> sys::wn_channel_plan {
     sys::wn_channel_plan {
-        strategy: match plan.strategy {
-            ChannelStrategy::Single => sys::wn_channel_strategy::WN_SINGLE,
-            ChannelStrategy::Split => sys::wn_channel_strategy::WN_SPLIT,
+        strategy: match plan.team {
+            Some(_) => sys::wn_channel_strategy::WN_TEAM,
+            None => sys::wn_channel_strategy::WN_SPLIT,
         },
+        team: abi_team(plan.team.as_ref(), &plan.stats),
         stats: abi_walk(&plan.stats),
         apply: abi_walk(&plan.apply),
+    }
+}
+
+/// Without a team, one of nothing.
+fn abi_team(team: Option<&ChannelTeam>, walk: &ChannelWalk) -> sys::wn_channel_team {
+    let Some(team) = team else {
+        return sys::wn_channel_team {
+            walk: abi_walk(walk),
+            join: sys::wn_join::WN_ALONE,
+            size: 0,
+            teams: 0,
+            units: 0,
+            tiles: 0,
+            slabs: 0,
+            chunks: 0,
+            held: 0,
+        };
+    };
+    sys::wn_channel_team {
+        walk: abi_walk(&team.walk),
+        join: match team.join {
+            Join::Alone => sys::wn_join::WN_ALONE,
+            Join::Cluster => sys::wn_join::WN_CLUSTER,
+            Join::Grid => sys::wn_join::WN_GRID,
+        },
+        size: team.size as i32,
+        teams: team.teams as i32,
+        units: team.units as i64,
+        tiles: team.tiles as i32,
+        slabs: team.slabs as i32,
+        chunks: team.chunks as i32,
+        held: team.held as i32,
     }
 }
 

@@ -30,12 +30,20 @@ impl wn_channel_tile {
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct wn_channel_tile(pub ::core::ffi::c_uint);
 impl wn_channel_strategy {
-    pub const WN_SINGLE: wn_channel_strategy = wn_channel_strategy(0);
+    pub const WN_TEAM: wn_channel_strategy = wn_channel_strategy(0);
     pub const WN_SPLIT: wn_channel_strategy = wn_channel_strategy(1);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct wn_channel_strategy(pub ::core::ffi::c_uint);
+impl wn_join {
+    pub const WN_ALONE: wn_join = wn_join(0);
+    pub const WN_CLUSTER: wn_join = wn_join(1);
+    pub const WN_GRID: wn_join = wn_join(2);
+}
+#[repr(transparent)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub struct wn_join(pub ::core::ffi::c_uint);
 impl wn_row_strategy {
     pub const WN_WARP_PER_ROW: wn_row_strategy = wn_row_strategy(0);
     pub const WN_BLOCK_PER_ROW: wn_row_strategy = wn_row_strategy(1);
@@ -111,14 +119,62 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct wn_channel_team {
+    pub walk: wn_channel_walk,
+    pub join: wn_join,
+    pub size: i32,
+    pub teams: i32,
+    pub units: i64,
+    pub tiles: i32,
+    pub slabs: i32,
+    pub chunks: i32,
+    pub held: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of wn_channel_team"][::core::mem::size_of::<wn_channel_team>() - 96usize];
+    [
+        "Alignment of wn_channel_team",
+    ][::core::mem::align_of::<wn_channel_team>() - 8usize];
+    [
+        "Offset of field: wn_channel_team::walk",
+    ][::core::mem::offset_of!(wn_channel_team, walk) - 0usize];
+    [
+        "Offset of field: wn_channel_team::join",
+    ][::core::mem::offset_of!(wn_channel_team, join) - 56usize];
+    [
+        "Offset of field: wn_channel_team::size",
+    ][::core::mem::offset_of!(wn_channel_team, size) - 60usize];
+    [
+        "Offset of field: wn_channel_team::teams",
+    ][::core::mem::offset_of!(wn_channel_team, teams) - 64usize];
+    [
+        "Offset of field: wn_channel_team::units",
+    ][::core::mem::offset_of!(wn_channel_team, units) - 72usize];
+    [
+        "Offset of field: wn_channel_team::tiles",
+    ][::core::mem::offset_of!(wn_channel_team, tiles) - 80usize];
+    [
+        "Offset of field: wn_channel_team::slabs",
+    ][::core::mem::offset_of!(wn_channel_team, slabs) - 84usize];
+    [
+        "Offset of field: wn_channel_team::chunks",
+    ][::core::mem::offset_of!(wn_channel_team, chunks) - 88usize];
+    [
+        "Offset of field: wn_channel_team::held",
+    ][::core::mem::offset_of!(wn_channel_team, held) - 92usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct wn_channel_plan {
     pub strategy: wn_channel_strategy,
+    pub team: wn_channel_team,
     pub stats: wn_channel_walk,
     pub apply: wn_channel_walk,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_channel_plan"][::core::mem::size_of::<wn_channel_plan>() - 120usize];
+    ["Size of wn_channel_plan"][::core::mem::size_of::<wn_channel_plan>() - 216usize];
     [
         "Alignment of wn_channel_plan",
     ][::core::mem::align_of::<wn_channel_plan>() - 8usize];
@@ -126,11 +182,14 @@ const _: () = {
         "Offset of field: wn_channel_plan::strategy",
     ][::core::mem::offset_of!(wn_channel_plan, strategy) - 0usize];
     [
+        "Offset of field: wn_channel_plan::team",
+    ][::core::mem::offset_of!(wn_channel_plan, team) - 8usize];
+    [
         "Offset of field: wn_channel_plan::stats",
-    ][::core::mem::offset_of!(wn_channel_plan, stats) - 8usize];
+    ][::core::mem::offset_of!(wn_channel_plan, stats) - 104usize];
     [
         "Offset of field: wn_channel_plan::apply",
-    ][::core::mem::offset_of!(wn_channel_plan, apply) - 64usize];
+    ][::core::mem::offset_of!(wn_channel_plan, apply) - 160usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

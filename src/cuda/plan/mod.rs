@@ -7,9 +7,17 @@ mod row;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::Hash,
+    thread::LocalKey,
+};
 
-pub use channel::{ChannelPlan, ChannelStrategy, ChannelTile, ChannelWalk, channel_norm_workspace};
+pub use channel::{
+    ChannelPass, ChannelPlan, ChannelProblem, ChannelStrategy, ChannelTeam, ChannelTile, ChannelWalk, Join,
+    channel_norm_workspace,
+};
 pub use device::{DeviceLimits, Work};
 pub use row::{RowPlan, RowStrategy, row_norm_workspace};
 
@@ -77,14 +85,58 @@ pub fn last_choice() -> Option<Choice> {
     LAST.get()
 }
 
-/// The plan to run: the cheapest of `candidates`, or the one that `with_candidate` asks for. `name` wraps it.
-fn choose<P: Copy>(candidates: &[P], seconds: impl Fn(&P) -> f64, name: impl Fn(P) -> Plan) -> P {
+/// The cheapest of `candidates`, or the one that `with_candidate` asks for. `name` wraps it.
+fn choose<P: Copy>(candidates: &[P], seconds: impl Fn(&P) -> f64, name: impl Fn(P) -> Plan) -> (P, Choice) {
     let costs = candidates.iter().map(&seconds).enumerate();
     let (fastest, _) = costs.min_by(|a, b| a.1.total_cmp(&b.1)).expect("no shape is without a plan");
     let index = CANDIDATE.get().map_or(fastest, |index| index.min(candidates.len() - 1));
     let plan = candidates[index];
-    let choice =
-        Choice { plan: name(plan), index, candidates: candidates.len(), fastest, seconds: seconds(&plan) };
+    let (candidates, seconds) = (candidates.len(), seconds(&plan));
+    (plan, Choice { plan: name(plan), index, candidates, fastest, seconds })
+}
+
+/// The plan to run for a problem, chosen at its first call on this thread.
+fn choose_once<K: Copy + Eq + Hash, P: Copy>(
+    known: &'static LocalKey<Memo<K, (P, Choice)>>,
+    problem: K,
+    candidates: impl FnOnce() -> Vec<P>,
+    seconds: impl Fn(&P) -> f64,
+    name: impl Fn(P) -> Plan,
+) -> P {
+    let (plan, choice) = memo(known, problem, || choose(&candidates(), seconds, name));
     LAST.set(Some(choice));
     plan
+}
+
+/// Results of pure functions that calls ask for again and again.
+struct Memo<K, V>(RefCell<HashMap<K, V>>);
+
+impl<K, V> Default for Memo<K, V> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+/// What `make` made for `key` on this thread; makes it where that is not known. Under `with_candidate` nothing is kept.
+fn memo<K: Copy + Eq + Hash, V: Copy>(
+    known: &'static LocalKey<Memo<K, V>>,
+    key: K,
+    make: impl FnOnce() -> V,
+) -> V {
+    const MOST: usize = 4096;
+    if CANDIDATE.get().is_some() {
+        return make();
+    }
+    if let Some(value) = known.with(|memo| memo.0.borrow().get(&key).copied()) {
+        return value;
+    }
+    let value = make();
+    known.with(|memo| {
+        let mut map = memo.0.borrow_mut();
+        if map.len() >= MOST {
+            map.clear();
+        }
+        map.insert(key, value);
+    });
+    value
 }
