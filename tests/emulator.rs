@@ -20,11 +20,13 @@ unsafe extern "C" {
 const READ: i32 = 0;
 const READ_BACKWARDS: i32 = 1;
 const READ_STREAM: i32 = 2;
-const WRITE: i32 = 3;
-const WRITE_STREAM: i32 = 4;
-const ATOMIC: i32 = 5;
-const THERE_AND_BACK_IN_BLOCK: i32 = 6;
-const THERE_AND_BACK_IN_GRID: i32 = 7;
+const READ_STREAM_UNEVENLY: i32 = 3;
+const WRITE: i32 = 4;
+const WRITE_STREAM: i32 = 5;
+const ATOMIC: i32 = 6;
+const THERE_AND_BACK_IN_WARP: i32 = 7;
+const THERE_AND_BACK_IN_BLOCK: i32 = 8;
+const THERE_AND_BACK_IN_GRID: i32 = 9;
 
 #[repr(C)]
 #[derive(Debug)]
@@ -155,7 +157,7 @@ fn reading_backwards_finds_what_the_l2_still_has() {
 #[test]
 fn the_l2_sees_threads_side_by_side() {
     // In the order in which the emulator runs threads, the first ones find all of theirs evicted.
-    for op in [THERE_AND_BACK_IN_BLOCK, THERE_AND_BACK_IN_GRID] {
+    for op in [THERE_AND_BACK_IN_WARP, THERE_AND_BACK_IN_BLOCK, THERE_AND_BACK_IN_GRID] {
         let Some(seen) = l2_traffic(96, [(op, 0)]) else { return };
         assert_eq!(seen, [(96 + 96 - 64, 0)], "{op}");
     }
@@ -183,6 +185,12 @@ fn streamed_tensors_do_not_displace_a_kept_one() {
         let Some(seen) = l2_traffic(48, [(READ, 0), (streamed, 1), (READ, 0)]) else { return };
         assert_eq!(seen, [(48, 0), moved, (0, 0)]);
     }
+}
+
+#[test]
+fn what_threads_stream_in_pieces_is_moved_once() {
+    let Some(seen) = l2_traffic(64, [(READ, 0), (READ_STREAM_UNEVENLY, 1)]) else { return };
+    assert_eq!(seen, [(64, 0), (64, 0)]);
 }
 
 #[test]

@@ -33,11 +33,13 @@ enum {
   WN_PASS_READ = 0,
   WN_PASS_READ_BACKWARDS = 1,
   WN_PASS_READ_STREAM = 2, /* with the hint to evict it first */
-  WN_PASS_WRITE = 3,
-  WN_PASS_WRITE_STREAM = 4,
-  WN_PASS_ATOMIC = 5,
-  WN_PASS_THERE_AND_BACK_IN_BLOCK = 6, /* reads forwards, then backwards */
-  WN_PASS_THERE_AND_BACK_IN_GRID = 7,  /* likewise, by a cooperative grid */
+  WN_PASS_READ_STREAM_UNEVENLY = 3, /* likewise, half of the threads a step behind */
+  WN_PASS_WRITE = 4,
+  WN_PASS_WRITE_STREAM = 5,
+  WN_PASS_ATOMIC = 6,
+  WN_PASS_THERE_AND_BACK_IN_WARP = 7,  /* reads forwards, and after __syncwarp backwards */
+  WN_PASS_THERE_AND_BACK_IN_BLOCK = 8, /* likewise, after __syncthreads */
+  WN_PASS_THERE_AND_BACK_IN_GRID = 9,  /* likewise, after grid_sync of a cooperative grid */
 };
 
 typedef struct wn_emulated_pass {

@@ -30,13 +30,23 @@ template <int32_t kOp> __global__ void pass_of_block(float* p, int count) {
   walk_floats<kOp>(p, count);
 }
 
-/// Forwards, then backwards. In between, threads differ in how often they read their last element:
-/// the barrier makes up for it.
-__global__ void there_and_back_in_block(float* p, int count) {
+/// Every other thread is a step behind the others.
+__global__ void uneven_stream_of_block(float* p, int count) {
+  if (threadIdx.x % 2 != 0) dev::load_stream<float>(p + threadIdx.x);
+  walk_floats<WN_PASS_READ_STREAM>(p, count);
+}
+
+/// Forwards, then backwards. In between, lanes differ in how often they read their last element:
+/// the barrier of the block, or of the warp, makes up for it.
+template <bool kOfWarp> __global__ void there_and_back_in_block(float* p, int count) {
   walk_floats<WN_PASS_READ>(p, count);
   const float* last = p + count - kThreads + threadIdx.x;
-  for (unsigned i = 0; i < threadIdx.x; ++i) dev::load_vec<float>(last);
-  __syncthreads();
+  for (unsigned i = 0; i < threadIdx.x % kWarp; ++i) dev::load_vec<float>(last);
+  if (kOfWarp) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
   walk_floats<WN_PASS_READ_BACKWARDS>(p, count);
 }
 
@@ -62,8 +72,11 @@ inline dev::Status run_pass(int32_t op, float* p, int count) {
     case WN_PASS_WRITE_STREAM:
       return dev::launch<pass_of_block<WN_PASS_WRITE_STREAM>>(block, p, count);
     case WN_PASS_ATOMIC: return dev::launch<pass_of_block<WN_PASS_ATOMIC>>(block, p, count);
+    case WN_PASS_READ_STREAM_UNEVENLY: return dev::launch<uneven_stream_of_block>(block, p, count);
+    case WN_PASS_THERE_AND_BACK_IN_WARP:
+      return dev::launch<there_and_back_in_block<true>>(block, p, count);
     case WN_PASS_THERE_AND_BACK_IN_BLOCK:
-      return dev::launch<there_and_back_in_block>(block, p, count);
+      return dev::launch<there_and_back_in_block<false>>(block, p, count);
     case WN_PASS_THERE_AND_BACK_IN_GRID: return dev::launch<there_and_back_in_grid>(grid, p, count);
   }
   return dev::kInvalidValue;
