@@ -9,7 +9,7 @@
 //! f16 does.
 //!
 //! `dram/floor` has what is left of these bytes behind an L2 cache of 256 KiB, empty before the call, by the model in
-//! `emulator/README.md`. It is below 1 where a tensor is counted twice and the cache keeps it in between.
+//! `emulator/README.md`.
 
 #[cfg(not(feature = "emulator-check"))]
 fn main() -> std::process::ExitCode {
