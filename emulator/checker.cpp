@@ -1,4 +1,4 @@
-// memcheck, initcheck and racecheck, and the count of bytes moved.
+// memcheck, initcheck and racecheck, the count of bytes moved, and what the model of the L2 sees.
 //
 // An access happened before another only if a barrier, or a fence and an atomic operation, puts
 // them in that order. Every block counts the barriers it has passed, its epoch, and every thread
@@ -94,6 +94,31 @@ void share_acquired(Block& block) {
     block.acquired = joined;
     thread.acquired = nullptr;
   }
+}
+
+/// Threads that waited for each other go on from the step of the one that is furthest.
+class Meeting {
+ public:
+  void add(Thread& thread) { step_ = std::max(step_, thread.step); }
+  void add(Block& block) {
+    for (uint32_t t = 0; t < block.size; ++t) add(block.threads[t]);
+  }
+  void end(Thread& thread) const { thread.step = step_; }
+  void end(Block& block) const {
+    for (uint32_t t = 0; t < block.size; ++t) end(block.threads[t]);
+  }
+
+ private:
+  uint32_t step_ = 0;
+};
+
+void blocks_meet(Block* first, uint32_t count) {
+  if (!scheduler->l2) return;
+  Meeting meeting;
+  for (uint32_t i = 0; i < count; ++i) meeting.add(first[i]);
+  for (uint32_t i = 0; i < count; ++i) meeting.end(first[i]);
+  // Nobody can have anything to add to the steps so far.
+  if (count == scheduler->resident()) scheduler->l2->drain();
 }
 
 bool same_cluster(uint32_t block, uint32_t other) {
@@ -259,7 +284,8 @@ void check_states(const Request& request) {
   if (request.writes()) std::memset(states, static_cast<int>(State::kWritten), request.bytes);
 }
 
-void check_device_access(Thread& thread, const char* p, size_t bytes, Access kind, const void* pc) {
+void check_device_access(Thread& thread, const char* p, size_t bytes, Access kind, const void* pc,
+                         CacheHint hint) {
   if ((bytes & (bytes - 1)) == 0 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
     fail_misaligned(p, bytes, kind != Access::kRead, pc);
   }
@@ -277,8 +303,14 @@ void check_device_access(Thread& thread, const char* p, size_t bytes, Access kin
   check_states(request);
   check_cells(request);
   if (owner) return;
-  if (kind != Access::kWrite) scheduler->bytes_read += bytes;
-  if (kind != Access::kRead) scheduler->bytes_written += bytes;
+  const bool reads = kind != Access::kWrite;
+  if (reads) scheduler->bytes_read += bytes;
+  if (request.writes()) scheduler->bytes_written += bytes;
+  if (!scheduler->l2) return;
+  const Block& block = *thread.block;
+  const uint32_t number = block.slot * block.size + thread.index_in_block;
+  scheduler->l2->access(thread.step++, number, p, bytes,
+                        {reads, request.writes(), hint == CacheHint::kEvictFirst});
 }
 
 /// Whether `p` is in the program's own constants and variables.
@@ -344,6 +376,7 @@ void start_block(Block& block) {
     Thread& thread = block.threads[t];
     thread.clock = 1;
     thread.acquired = thread.observed = thread.released = nullptr;
+    thread.step = 0;
   }
 }
 
@@ -351,13 +384,21 @@ void end_block(Block& block) {
   shadow::set_state(block.arena, scheduler->shared_end(), State::kNone);
 }
 
-void block_barrier(Block& block) { share_acquired(block); }
+void end_together() {
+  if (scheduler->l2) scheduler->l2->drain();
+}
+
+void block_barrier(Block& block) {
+  share_acquired(block);
+  blocks_meet(&block, 1);
+}
 
 void cluster_barrier(Block* first, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) {
     share_acquired(first[i]);
     state().barriers[first[i].index_in_grid].cluster_epoch = first[i].epoch;
   }
+  blocks_meet(first, count);
 }
 
 void grid_barrier(Block* blocks, uint32_t count) {
@@ -366,6 +407,7 @@ void grid_barrier(Block* blocks, uint32_t count) {
     BlockBarriers& barriers = state().barriers[blocks[i].index_in_grid];
     barriers.cluster_epoch = barriers.grid_epoch = blocks[i].epoch;
   }
+  blocks_meet(blocks, count);
 }
 
 void warp_barrier(Block& block, uint32_t warp, uint32_t lanes) {
@@ -387,6 +429,14 @@ void warp_barrier(Block& block, uint32_t warp, uint32_t lanes) {
     ++threads[lane].clock;
     if (acquired) threads[lane].acquired = acquired;
   }
+}
+
+void lanes_meet(Block& block, uint32_t warp, uint32_t lanes) {
+  if (!scheduler->l2) return;
+  Thread* threads = block.threads + warp * kWarpSize;
+  Meeting meeting;
+  for (uint32_t bits = lanes; bits; bits &= bits - 1) meeting.add(threads[__builtin_ctz(bits)]);
+  for (uint32_t bits = lanes; bits; bits &= bits - 1) meeting.end(threads[__builtin_ctz(bits)]);
 }
 
 void fence() {
@@ -411,7 +461,7 @@ void fence() {
   thread.released = released;
 }
 
-void access(const void* p, size_t bytes, Access kind, const void* pc) {
+void access(const void* p, size_t bytes, Access kind, const void* pc, CacheHint hint) {
   if (!current) return;
   Thread& thread = *current_thread();
   const uintptr_t in_stack =
@@ -420,7 +470,7 @@ void access(const void* p, size_t bytes, Access kind, const void* pc) {
   const char* address = static_cast<const char*>(p);
   if (!shadow::covers(p)) return check_host_access(address, bytes, kind, pc);
   switch_at_times();
-  check_device_access(thread, address, bytes, kind, pc);
+  check_device_access(thread, address, bytes, kind, pc, hint);
 }
 
 void atomic(const void* p, size_t bytes, const void* pc) {

@@ -47,6 +47,8 @@ enum class WarpOp : uint8_t {
 };
 enum class AtomicOp : uint8_t { kAdd, kMax, kExchange, kCompareAndSwap, kIncrement };
 enum class Scalar : uint8_t { kInt, kUnsigned, kUnsigned64, kFloat, kDouble };
+/// What the L2 cache is told about an access.
+enum class CacheHint : uint8_t { kNone, kEvictFirst };
 
 /// What a CUDA thread knows about itself.
 struct ThreadContext {
@@ -86,18 +88,18 @@ uint3 thread_index();
 uint3 block_index();
 dim3 block_dim();
 dim3 grid_dim();
-void load_bytes(void* to, const void* from, size_t bytes);
-void store_bytes(void* to, const void* from, size_t bytes);
+void load_bytes(void* to, const void* from, size_t bytes, CacheHint hint);
+void store_bytes(void* to, const void* from, size_t bytes, CacheHint hint);
 #else
 inline const uint3& thread_index() { return current->thread_index; }
 inline const uint3& block_index() { return current->block_index; }
 inline const dim3& block_dim() { return current->block_dim; }
 inline const dim3& grid_dim() { return current->grid_dim; }
-inline void load_bytes(void* to, const void* from, size_t bytes) {
+inline void load_bytes(void* to, const void* from, size_t bytes, CacheHint) {
   if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail_misaligned(from, bytes, false, nullptr);
   std::memcpy(to, from, bytes);
 }
-inline void store_bytes(void* to, const void* from, size_t bytes) {
+inline void store_bytes(void* to, const void* from, size_t bytes, CacheHint) {
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0) fail_misaligned(to, bytes, true, nullptr);
   std::memcpy(to, from, bytes);
 }
@@ -117,6 +119,20 @@ struct LaunchRequest {
   size_t bank_bytes;
 };
 int32_t submit(const LaunchRequest& request);
+
+/// One memory access of `sizeof(V)` bytes, to which `p` is aligned. Inlined, so that a report
+/// points to the caller.
+template <class V, class T> [[gnu::always_inline]] inline V load_one(const T* p, CacheHint hint) {
+  static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "no such access");
+  V v;
+  load_bytes(&v, p, sizeof v, hint);
+  return v;
+}
+template <class V, class T>
+[[gnu::always_inline]] inline void store_one(T* p, const V& v, CacheHint hint) {
+  static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "no such access");
+  store_bytes(p, &v, sizeof v, hint);
+}
 
 /// The kernel's name is in the text that the compiler has for this function.
 template <auto kKernel> const char* kernel_signature() { return __PRETTY_FUNCTION__; }
@@ -242,8 +258,12 @@ inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 template <class T> T __ldg(const T* p) { return *p; }
-template <class T> T __ldcs(const T* p) { return *p; }
-template <class T> void __stcs(T* p, emulator::Same<T> value) { *p = value; }
+template <class T> [[gnu::always_inline]] inline T __ldcs(const T* p) {
+  return emulator::load_one<T>(p, emulator::CacheHint::kEvictFirst);
+}
+template <class T> [[gnu::always_inline]] inline void __stcs(T* p, emulator::Same<T> value) {
+  emulator::store_one(p, value, emulator::CacheHint::kEvictFirst);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
@@ -329,17 +349,20 @@ template <auto kKernel, class... Args> Status launch(const LaunchConfig& config,
   return emulator::launch_with<kKernel>(config, kKernel, args...);
 }
 
-/// One memory access of `sizeof(V)` bytes, to which `p` is aligned. Inlined, so that a report
-/// points to the caller.
+/// One memory access of `sizeof(V)` bytes, to which `p` is aligned.
 template <class V, class T> [[gnu::always_inline]] inline V load_vec(const T* p) {
-  static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "no such access");
-  V v;
-  emulator::load_bytes(&v, p, sizeof v);
-  return v;
+  return emulator::load_one<V>(p, emulator::CacheHint::kNone);
 }
 template <class V, class T> [[gnu::always_inline]] inline void store_vec(T* p, const V& v) {
-  static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "no such access");
-  emulator::store_bytes(p, &v, sizeof v);
+  emulator::store_one(p, v, emulator::CacheHint::kNone);
+}
+
+/// The same of memory that is not accessed again soon: the L2 cache evicts it first.
+template <class V, class T> [[gnu::always_inline]] inline V load_stream(const T* p) {
+  return emulator::load_one<V>(p, emulator::CacheHint::kEvictFirst);
+}
+template <class V, class T> [[gnu::always_inline]] inline void store_stream(T* p, const V& v) {
+  emulator::store_one(p, v, emulator::CacheHint::kEvictFirst);
 }
 
 /// A copy of `kBytes` bytes, to which both ends are aligned, from global to shared memory. It lands

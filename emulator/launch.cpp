@@ -21,6 +21,7 @@ thread_local std::string last_report;
 struct Log {
   bool running = false;
   std::vector<wn_emulated_launch> launches;
+  std::unique_ptr<L2Model> l2;  // null: none is modelled
 };
 thread_local Log launch_log;
 
@@ -161,6 +162,7 @@ void record(const LaunchRequest& launch, const Scheduler& scheduler) {
   entry.block_z = launch.block.z;
   entry.bytes_read = scheduler.bytes_read;
   entry.bytes_written = scheduler.bytes_written;
+  entry.dram_read = entry.dram_written = 0;  // known when the log ends
   launch_log.launches.push_back(entry);
 }
 
@@ -227,6 +229,8 @@ int32_t submit(const LaunchRequest& launch) {
   if (refused != kSuccess || launch.prepare_only) return refused;
   const DeviceLock lock;
   std::unique_ptr<Scheduler> scheduler = scheduler_pool().take();
+  scheduler->l2 = launch_log.l2.get();
+  if (scheduler->l2) scheduler->l2->begin_launch();
   const int32_t code = scheduler->run(launch, config);
   if (launch_log.running) record(launch, *scheduler);
   scheduler_pool().give_back(std::move(scheduler));
@@ -265,13 +269,22 @@ int32_t wn_emulated_configure(const wn_emulated_config* config) {
 
 void wn_emulated_get_config(wn_emulated_config* out) { *out = current_config(); }
 
-void wn_emulated_log_start(void) {
+void wn_emulated_log_start(uint64_t l2_bytes) {
   launch_log.launches.clear();
+  launch_log.l2.reset();
+  if (wn_emulated_checks() && l2_bytes > 0) launch_log.l2 = std::make_unique<L2Model>(l2_bytes);
   launch_log.running = true;
 }
 
 int64_t wn_emulated_log_stop(void) {
   launch_log.running = false;
+  if (launch_log.l2) launch_log.l2->flush();
+  for (size_t i = 0; launch_log.l2 && i < launch_log.launches.size(); ++i) {
+    const L2Model::Traffic& traffic = launch_log.l2->traffic(i);
+    launch_log.launches[i].dram_read = traffic.read;
+    launch_log.launches[i].dram_written = traffic.written;
+  }
+  launch_log.l2.reset();
   return static_cast<int64_t>(launch_log.launches.size());
 }
 

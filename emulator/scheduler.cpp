@@ -390,6 +390,7 @@ void Scheduler::run_together(uint64_t first, uint32_t count) {
   news_ = false;
   for (uint32_t i = 0; i < count; ++i) start_block(blocks_[i], first + i);
   switch_to(pick());
+  checker::end_together();
   if (fault_ == 0 && alive_ > 0) {
     report_deadlock();
     fault_ = kLaunchFailure;

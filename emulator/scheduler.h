@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "emulator.h"
+#include "l2.h"
 #include "warpnorm_emulator.h"
 
 namespace wn_emulated {
@@ -81,6 +82,7 @@ struct Thread : ThreadContext {
   const Frontier* acquired = nullptr;
   const Frontier* observed = nullptr;  // by an atomic operation; acquired with the next fence
   const Frontier* released = nullptr;
+  uint32_t step = 0;  // accesses of global memory, and what others did that it waited for
 
   uint32_t warp() const { return index_in_block / kWarpSize; }
   uint32_t lane() const { return index_in_block % kWarpSize; }
@@ -182,6 +184,7 @@ class Scheduler {
   uint32_t grid_arrived = 0;
   uint64_t bytes_read = 0;
   uint64_t bytes_written = 0;
+  L2Model* l2 = nullptr;  // null: none is modelled
 
  private:
   struct SharedVariable {

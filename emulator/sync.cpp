@@ -56,6 +56,7 @@ uint64_t combine(const WarpGroup& group, const Thread* lanes) {
 void complete_group(Block& block, uint32_t warp, WarpGroup& group) {
   Thread* lanes = block.threads + warp * kWarpSize;
   if (group.op == WarpOp::kBarrier) checker::warp_barrier(block, warp, group.arrived);
+  checker::lanes_meet(block, warp, group.arrived);
   const uint64_t combined = combine(group, lanes);
   for (uint32_t bits = group.arrived; bits; bits &= bits - 1) {
     const int lane = __builtin_ctz(bits);
@@ -361,17 +362,17 @@ uint3 block_index() { return current->block_index; }
 dim3 block_dim() { return current->block_dim; }
 dim3 grid_dim() { return current->grid_dim; }
 
-void load_bytes(void* to, const void* from, size_t bytes) {
+void load_bytes(void* to, const void* from, size_t bytes, CacheHint hint) {
   const void* pc = __builtin_return_address(0);
   if (reinterpret_cast<uintptr_t>(from) % bytes != 0) fail_misaligned(from, bytes, false, pc);
-  checker::access(from, bytes, checker::Access::kRead, pc);
+  checker::access(from, bytes, checker::Access::kRead, pc, hint);
   std::memcpy(to, from, bytes);
 }
 
-void store_bytes(void* to, const void* from, size_t bytes) {
+void store_bytes(void* to, const void* from, size_t bytes, CacheHint hint) {
   const void* pc = __builtin_return_address(0);
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0) fail_misaligned(to, bytes, true, pc);
-  checker::access(to, bytes, checker::Access::kWrite, pc);
+  checker::access(to, bytes, checker::Access::kWrite, pc, hint);
   std::memcpy(to, from, bytes);
 }
 #endif

@@ -75,12 +75,15 @@ typedef struct wn_emulated_launch {
   uint32_t block_z;
   uint64_t bytes_read;    /* of global memory, each access counted; 0 without checks */
   uint64_t bytes_written; /* likewise; an atomic operation counts as a read and a write */
+  uint64_t dram_read;     /* of them, what the modelled L2 cache had not; 0 without the model */
+  uint64_t dram_written;  /* what it wrote back, at once or later; 0 without the model */
 } wn_emulated_launch;
 
-/* Starts an empty log of this host thread's launches. */
-void wn_emulated_log_start(void);
+/* Starts an empty log of this host thread's launches, with the model of an empty L2 cache of
+ * `l2_bytes`, or without if that is 0 or there are no checks. */
+void wn_emulated_log_start(uint64_t l2_bytes);
 
-/* Ends the log and returns how many launches it holds. */
+/* Ends the log, writes back what the cache holds, and returns how many launches there are. */
 int64_t wn_emulated_log_stop(void);
 
 /* Launch `index` of the log that was ended last. 1: there is none. */

@@ -124,6 +124,31 @@ template <class T> __device__ __forceinline__ T* map_rank(T* p, unsigned rank) {
 #else
   return p;
 #endif
+
+/// The types of `sizeof` `kBytes` that streaming accesses are made for.
+template <int kBytes> struct Word;
+template <> struct Word<2> {
+  using Type = unsigned short;
+};
+template <> struct Word<4> {
+  using Type = unsigned;
+};
+template <> struct Word<8> {
+  using Type = uint2;
+};
+template <> struct Word<16> {
+  using Type = uint4;
+};
+
+/// The same of memory that is not accessed again soon: the L2 cache evicts it first.
+template <class V, class T> __device__ __forceinline__ V load_stream(const T* p) {
+  using Bits = typename Word<sizeof(V)>::Type;
+  const Bits bits = __ldcs(reinterpret_cast<const Bits*>(p));
+  return *reinterpret_cast<const V*>(&bits);
+}
+template <class V, class T> __device__ __forceinline__ void store_stream(T* p, const V& v) {
+  using Bits = typename Word<sizeof(V)>::Type;
+  __stcs(reinterpret_cast<Bits*>(p), *reinterpret_cast<const Bits*>(&v));
 }
 
 struct LaunchConfig {

@@ -5,6 +5,7 @@
 #include "copy_faults.cuh"
 #include "fixture.cuh"
 #include "grid_faults.cuh"
+#include "l2_passes.cuh"
 #include "memory_faults.cuh"
 
 namespace WN_NAMESPACE {
@@ -76,7 +77,7 @@ template <bool kExtraRead> dev::Status probe_traffic(wn_emulated_launch* seen) {
   constexpr int kCount = 1000;
   const Floats x = Floats::inputs(kCount);
   const Floats y(kCount);
-  wn_emulated_log_start();
+  wn_emulated_log_start(0);
   const dev::Status status = dev::launch<copy_floats<kExtraRead>>(
       grid_of((kCount - 1) / kThreads + 1), x.data(), y.data(), kCount);
   wn_emulated_log_stop();
@@ -107,4 +108,9 @@ int32_t wn_emulated_traffic_probe(int32_t extra_read, uint64_t* read, uint64_t* 
   *read = seen.bytes_read;
   *written = seen.bytes_written;
   return status;
+}
+
+int32_t wn_emulated_l2_probe(wn_emulated_pass* passes, int32_t count, int32_t floats,
+                             uint64_t l2_bytes) {
+  return run_passes(passes, count, floats, l2_bytes);
 }

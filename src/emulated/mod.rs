@@ -50,6 +50,11 @@ pub struct EmulatedLaunch {
     pub bytes_read: u64,
     /// Bytes written to global memory; 0 without the feature `emulator-check`.
     pub bytes_written: u64,
+    /// Of the bytes read, what the L2 cache of [`Emulated::limits`] had not, by the model in `emulator/README.md`; 0
+    /// without the feature `emulator-check`.
+    pub dram_read: u64,
+    /// What that cache wrote back of the launch's writes, at once or later.
+    pub dram_written: u64,
 }
 
 impl Default for Emulated {
@@ -90,10 +95,11 @@ impl Emulated {
         launch::warm_up(self)
     }
 
-    /// Runs `body` and returns what it returns, with the launches that this thread made in it.
+    /// Runs `body` and returns what it returns, with the launches that this thread made in it. The L2 cache is empty at
+    /// the start, and written back at the end.
     pub fn record<R>(&self, body: impl FnOnce() -> R) -> (R, Vec<EmulatedLaunch>) {
         // SAFETY: the log belongs to this thread, and so does every call on it.
-        unsafe { sys::wn_emulated_log_start() };
+        unsafe { sys::wn_emulated_log_start(self.limits.l2 as u64) };
         let result = body();
         // SAFETY: as above.
         let count = unsafe { sys::wn_emulated_log_stop() };
@@ -105,7 +111,14 @@ impl Emulated {
             // SAFETY: the emulator's names are C strings that live as long as the program.
             let kernel = unsafe { CStr::from_ptr(raw.kernel) }.to_string_lossy().into_owned();
             let blocks = u64::from(raw.grid_x) * u64::from(raw.grid_y) * u64::from(raw.grid_z);
-            EmulatedLaunch { kernel, blocks, bytes_read: raw.bytes_read, bytes_written: raw.bytes_written }
+            EmulatedLaunch {
+                kernel,
+                blocks,
+                bytes_read: raw.bytes_read,
+                bytes_written: raw.bytes_written,
+                dram_read: raw.dram_read,
+                dram_written: raw.dram_written,
+            }
         });
         (result, launches.collect())
     }

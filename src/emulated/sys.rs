@@ -53,12 +53,14 @@ pub struct wn_emulated_launch {
     pub block_z: u32,
     pub bytes_read: u64,
     pub bytes_written: u64,
+    pub dram_read: u64,
+    pub dram_written: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of wn_emulated_launch",
-    ][::core::mem::size_of::<wn_emulated_launch>() - 48usize];
+    ][::core::mem::size_of::<wn_emulated_launch>() - 64usize];
     [
         "Alignment of wn_emulated_launch",
     ][::core::mem::align_of::<wn_emulated_launch>() - 8usize];
@@ -89,6 +91,12 @@ const _: () = {
     [
         "Offset of field: wn_emulated_launch::bytes_written",
     ][::core::mem::offset_of!(wn_emulated_launch, bytes_written) - 40usize];
+    [
+        "Offset of field: wn_emulated_launch::dram_read",
+    ][::core::mem::offset_of!(wn_emulated_launch, dram_read) - 48usize];
+    [
+        "Offset of field: wn_emulated_launch::dram_written",
+    ][::core::mem::offset_of!(wn_emulated_launch, dram_written) - 56usize];
 };
 unsafe extern "C" {
     pub fn wn_emulated_malloc(out: *mut *mut ::core::ffi::c_void, bytes: u64) -> i32;
@@ -108,7 +116,7 @@ unsafe extern "C" {
     pub fn wn_emulated_checks() -> i32;
     pub fn wn_emulated_configure(config: *const wn_emulated_config) -> i32;
     pub fn wn_emulated_get_config(out: *mut wn_emulated_config);
-    pub fn wn_emulated_log_start();
+    pub fn wn_emulated_log_start(l2_bytes: u64);
     pub fn wn_emulated_log_stop() -> i64;
     pub fn wn_emulated_log_get(index: i64, out: *mut wn_emulated_launch) -> i32;
 }
