@@ -6,6 +6,7 @@ const SUITE: &str = include_str!("../suite.json");
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names)] // that is what they are called
 pub(crate) enum Op {
     BatchNorm,
     GroupNorm,
