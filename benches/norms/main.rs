@@ -16,7 +16,7 @@
 //! `--quick` must end within four minutes on a GPU with its peers, and so within one alone. It has 69 cases. Criterion
 //! times cold and warm calls for 100 to 200 ms each and takes 50 ms to look at them; a copy takes 30 ms, making and
 //! filling the tensors 350 ms at most (411 MB, three times), 60 ms as a rule: 69 * 0.6 s = 41 s. Without `--quick` the
-//! 1,035 cases take about 1 s each.
+//! 992 cases take about 1 s each.
 
 mod calls;
 mod results;
