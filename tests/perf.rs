@@ -4,12 +4,14 @@
 mod join;
 #[path = "../examples/perf_report/markdown.rs"]
 mod markdown;
+#[path = "../examples/perf_report/plots.rs"]
+mod plots;
 #[path = "../benches/norms/results.rs"]
 mod results;
 #[path = "../benches/norms/suite.rs"]
 mod suite;
 
-use std::{path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 use join::{Best, Report};
 use suite::{Case, Extent};
@@ -175,12 +177,24 @@ fn the_page_names_machines_missing_peers_and_slower_cases() {
         "- gpu: H200 | H100",
         "- measured: liger 0.6",
         "- **missing: apex** (No module named 'apex')",
-        "- torch left out 1 cases: out of time",
+        "- torch, cases left out: 1 (out of time)",
         "3 cases, 2 of them with a peer; 1 slower than the best peer by more than 3 %.",
-        "Slower: batch_norm/fwd/f16/first/4x8, 1.25 times liger.",
+        "- slower: batch_norm/fwd/f16/first/4x8, 1.25 times liger",
         "| batch_norm/fwd/f16/first/4x8 | 2.0 | 2000 | 0.75 | liger 1.6 | 1.25 | 1.0 |",
         "| layer_norm/bwd/f16/rows/4x8 | 3.0 | 2000 | 0.90 | none | - | 2.0 |",
     ] {
         assert!(page.lines().any(|found| found == line), "no line {line:?} in\n{page}");
     }
+}
+
+#[test]
+fn the_pictures_have_a_dot_for_every_case() {
+    let report = report();
+    let path = env::temp_dir().join(format!("warpnorm-perf-{}.svg", std::process::id()));
+    let dots = || fs::read_to_string(&path).unwrap().matches("<circle").count();
+    plots::share_of_copy(&path, &report).unwrap();
+    assert_eq!(dots(), 3 + 5, "three cases and a legend of five ops");
+    plots::ratio_to_best_peer(&path, &report).unwrap();
+    assert_eq!(dots(), 2, "two cases have a peer");
+    fs::remove_file(path).unwrap();
 }

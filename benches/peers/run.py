@@ -13,6 +13,7 @@ that our own run (60 s), this, the start of PyTorch and one last compilation (30
 import argparse
 import datetime
 import importlib
+import itertools
 import json
 import sys
 import time
@@ -92,6 +93,15 @@ def machine():
     }
 
 
+def by_turns(cases):
+    """The first case of each op, then the second of each, and so on: where time runs out, every op has had some."""
+    ops = {}
+    for case in cases:
+        ops.setdefault(case.op, []).append(case)
+    turns = itertools.zip_longest(*ops.values())
+    return [case for turn in turns for case in turn if case is not None]
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the cases of cargo bench -- --quick")
@@ -135,8 +145,10 @@ def main():
 
     run["machine"] = machine()
     peers, run["peers"] = load(options.peers)
-    cases = [case for case in suite.cases("quick" if options.quick else "full") if options.only in case.name]
+    extent = "quick" if options.quick else "full"
+    cases = by_turns([case for case in suite.cases(extent) if options.only in case.name])
     clock = Clock()
+    written = start
     for peer in peers:
         for i, case in enumerate(cases):
             passed = time.monotonic() - start
@@ -151,7 +163,10 @@ def main():
                 print(f"left out: {entry['left_out']}", file=sys.stderr)
             # Tensors of one case are rarely of use to the next, and some take most of the memory.
             torch.cuda.empty_cache()
-        write()
+            if time.monotonic() - written > 10:  # a run that is cut short leaves what it has
+                write()
+                written = time.monotonic()
+    write()
 
 
 if __name__ == "__main__":

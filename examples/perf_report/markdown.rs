@@ -33,7 +33,7 @@ fn head(page: &mut String, report: &Report) -> Result {
         }
     }
     for (peer, reason, cases) in &report.left_out {
-        writeln!(page, "- {peer} left out {cases} cases: {reason}")?;
+        writeln!(page, "- {peer}, cases left out: {cases} ({reason})")?;
     }
     writeln!(
         page,
@@ -60,9 +60,10 @@ fn summary(page: &mut String, report: &Report) -> Result {
         let (share, ratio) = (number(group.median_share), number(group.median_ratio));
         writeln!(page, "| {} | {} | {share} | {ratio} | {} |", group.what, group.cases, group.slower)?;
     }
+    writeln!(page)?;
     for row in slower {
         let best = row.best_peer.as_ref().map_or("", |best| &best.name);
-        writeln!(page, "\nSlower: {}, {} times {best}.", row.case, number(row.ratio))?;
+        writeln!(page, "- slower: {}, {} times {best}", row.case, number(row.ratio))?;
     }
     Ok(())
 }
