@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Criterion's other options serve too. Beside its own files the results go to `target/bench/warpnorm.json`, or where
-//! `WARPNORM_BENCH_JSON` says.
+//! `WARPNORM_BENCH_JSON` says. With `WARPNORM_REQUIRE_GPU=1` a missing GPU is a failure.
 //!
 //! `--quick` must end within four minutes on a GPU with its peers, and so within one alone. It has 69 cases. Criterion
 //! times cold and warm calls for 100 to 200 ms each and takes 50 ms to look at them; a copy takes 30 ms, making and
@@ -77,7 +77,7 @@ impl Options {
     fn cases(&self, gpu: bool) -> Vec<Case> {
         let extent = match () {
             () if !gpu => Extent::Cpu,
-            () if self.quick => Extent::Quick,
+            () if self.quick || self.test => Extent::Quick,
             () => Extent::Full,
         };
         let wanted = |case: &Case| case.name().contains(self.sweep.as_ref().unwrap_or(&self.filter));
@@ -111,6 +111,7 @@ fn run() -> Outcome {
         Ok(on) => on_machine(&timing::Gpu::new(on)?, &cases, &options),
         #[cfg(not(feature = "cuda"))]
         Ok(_) => unreachable!("there is no GPU without the feature `cuda`"),
+        Err(error) if env::var_os("WARPNORM_REQUIRE_GPU").is_some() => Err(error.into()),
         Err(error) => {
             eprintln!("on the CPU: {error}");
             on_machine(&Host, &cases, &options)

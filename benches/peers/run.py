@@ -8,7 +8,7 @@ and quack. One that is missing is named in the file with the reason, and so is e
 PyTorch all are missing, and the exit status is 1. The example `perf_report` joins the file with ours.
 
 Peers that compile for each shape come last, and what `--seconds` leaves no time for is left out: with --quick 140, so
-that our own run (60 s), this, the start of PyTorch and one last compilation (30 s) stay below four minutes.
+that our own run (60 s at most), this and one last compilation (30 s) stay below four minutes.
 """
 import argparse
 import datetime
