@@ -24,6 +24,7 @@ mod layer_norm;
 mod naive;
 mod onnx;
 mod peers;
+mod perf;
 mod population;
 mod pytorch;
 mod rms_norm;
