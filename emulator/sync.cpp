@@ -288,7 +288,7 @@ namespace {
 
 void land(const PendingCopy& copy) {
 #ifdef WN_EMULATOR_CHECK
-  checker::access(copy.from, copy.bytes, checker::Access::kRead, copy.pc);
+  checker::access(copy.from, copy.bytes, checker::Access::kRead, copy.pc, CacheHint::kEvictFirst);
   checker::access(copy.to, copy.bytes, checker::Access::kWrite, copy.pc);
 #endif
   std::memcpy(copy.to, copy.from, copy.bytes);

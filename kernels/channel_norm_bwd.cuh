@@ -91,14 +91,15 @@ template <class T, class Tile>
 __device__ __forceinline__ void store_dx(const wn_channel_norm_bwd& args, const SlabGrad<Tile::kLanes>& slab,
                                          const int64_t (&at)[Tile::kLoads], int loads,
                                          float (&ds)[Tile::kLoads][Tile::kVec],
-                                         const float (&x_hats)[Tile::kLoads][Tile::kVec]) {
-  if (args.dresidual) store_chunk(static_cast<T*>(args.dresidual), ds, at, loads);
+                                         const float (&x_hats)[Tile::kLoads][Tile::kVec],
+                                         Cache cache = Cache::kKeep) {
+  if (args.dresidual) store_chunk(static_cast<T*>(args.dresidual), ds, at, loads, cache);
   if (!args.dx) return;
 #pragma unroll
   for (int k = 0; k < Tile::kLoads; ++k)
 #pragma unroll
     for (int i = 0; i < Tile::kVec; ++i) ds[k][i] = slab.dx(ds[k][i], x_hats[k][i], Tile::kLanes == 1 ? 0 : i);
-  store_chunk(static_cast<T*>(args.dx), ds, at, loads);
+  store_chunk(static_cast<T*>(args.dx), ds, at, loads, cache);
 }
 
 template <class T, bool kFused, class Tile>

@@ -15,7 +15,7 @@ dev::Status channel_norm_bwd_team_launch(const wn_channel_norm_bwd& args, const 
     using T = typename decltype(dtype)::type;
     const auto launch = [&](auto is_fused) {
       constexpr bool kFused = decltype(is_fused)::value;
-      return visit_team_tile<T, 2, kFused ? 4 : 8>(team.walk, [&](auto tile) {
+      return visit_team_tile<T, 2, 4>(team.walk, [&](auto tile) {
         using Tile = typename decltype(tile)::type;
         return on.launch_team<T, Tile, kGradTensors<kFused>, channel_norm_bwd_team<T, Tile, kFused>>(
             team, args, team, partials, args.counters, sums);

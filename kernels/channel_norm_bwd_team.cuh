@@ -2,6 +2,8 @@
 // of slabs and make dx from them, holding in shared memory what they have read as far as it fits.
 #pragma once
 
+#include <type_traits>
+
 #include "channel_norm_bwd.cuh"
 #include "prim/team.cuh"
 
@@ -19,6 +21,8 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
   using Chunk = float[Tile::kLoads][Tile::kVec];
   using Holder = Held<T, Tile, kGradTensors<kFused>>;
   using Slot = typename Holder::Slot;
+  using Keep = std::integral_constant<Cache, Cache::kKeep>;
+  using Pass = std::integral_constant<Cache, Cache::kPass>;
   DEV_DYN_SHARED(Slot, slots);
   Holder held(team, slots);
   Member member(team);
@@ -29,6 +33,8 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
   const int pieces = member.pieces();
   const int chunks = pieces * team.chunks;
   const int held_chunks = team.held < chunks ? team.held : chunks;
+  // Where some chunks are read again, the outputs must not push them out of the cache.
+  const Cache outputs = held_chunks < chunks ? Cache::kPass : Cache::kKeep;
   const bool elements_wanted = args.dx || args.dresidual;
   const bool alone = member.pieces_per_unit() == 1 && args.group == 1;  // the sums need no one else
   const auto start = [&](const Tile& tile, int piece, int chunk) {
@@ -42,17 +48,18 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     dev::copy_commit();
   };
   // Reads a chunk and turns it into d and x_hat.
-  const auto read = [&](const SlabGrad<Tile::kLanes>& slab, bool is_held, int piece, int chunk,
+  const auto read = [&](auto cache, const SlabGrad<Tile::kLanes>& slab, bool is_held, int piece, int chunk,
                         const int64_t(&at)[Tile::kLoads], int loads, Chunk& ds, Chunk& x_hats) {
+    constexpr Cache kCache = decltype(cache)::value;
     Chunk residuals;
     if (is_held) {
       held.read(x_hats, 0, piece, chunk, loads);
       held.read(ds, 1, piece, chunk, loads);
       if constexpr (kFused) held.read(residuals, 2, piece, chunk, residual ? loads : 0);
     } else {
-      load_chunk(x_hats, x, at, loads);
-      load_chunk(ds, dy, at, loads);
-      if constexpr (kFused) load_chunk(residuals, residual, at, residual ? loads : 0);
+      load_chunk<kCache>(x_hats, x, at, loads);
+      load_chunk<kCache>(ds, dy, at, loads);
+      if constexpr (kFused) load_chunk<kCache>(residuals, residual, at, residual ? loads : 0);
     }
     to_grad<kFused, Tile>(args, slab, ds, x_hats, residuals);
   };
@@ -76,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
         int64_t at[Tile::kLoads];
         const int loads = tile.chunk(chunk, at);
         Chunk ds, x_hats;
-        read(slab, number < held_chunks, piece, chunk, at, loads, ds, x_hats);
+        read(Keep{}, slab, number < held_chunks, piece, chunk, at, loads, ds, x_hats);
         if (loads > 0) stat.push(ds, x_hats, loads);
       }
       own.take(tile.merge(stat));
@@ -127,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
       int64_t at[Tile::kLoads];
       const int loads = tile.chunk(chunk, at);
       Chunk ds, x_hats;
-      if (elements_wanted) read(slab, number < held_chunks, piece, chunk, at, loads, ds, x_hats);
+      if (elements_wanted) read(Pass{}, slab, number < held_chunks, piece, chunk, at, loads, ds, x_hats);
       if (more && number < held_chunks) start(next, piece, chunk);
-      if (elements_wanted) store_dx<T, Tile>(args, slab, at, loads, ds, x_hats);
+      if (elements_wanted) store_dx<T, Tile>(args, slab, at, loads, ds, x_hats, outputs);
     }
   }
   member.leave(counters);

@@ -30,7 +30,7 @@ template <int kLanes> struct SlabNorm {
 template <class T, bool kFused, class Tile>
 __device__ __forceinline__ void store_norm(const wn_channel_norm_fwd& args, const SlabNorm<Tile::kLanes>& slab,
                                            const int64_t (&at)[Tile::kLoads], int loads,
-                                           float (&values)[Tile::kLoads][Tile::kVec]) {
+                                           float (&values)[Tile::kLoads][Tile::kVec], Cache cache = Cache::kKeep) {
 #pragma unroll
   for (int k = 0; k < Tile::kLoads; ++k)
 #pragma unroll
@@ -54,7 +54,7 @@ __device__ __forceinline__ void store_norm(const wn_channel_norm_fwd& args, cons
 #pragma unroll
       for (int i = 0; i < Tile::kVec; ++i) values[k][i] = activate(args.activation, values[k][i]);
   }
-  store_chunk(static_cast<T*>(args.y), values, at, loads);
+  store_chunk(static_cast<T*>(args.y), values, at, loads, cache);
 }
 
 /// How far running statistics move: running = keep * running + take * new.

@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
   const int pieces = member.pieces();
   const int chunks = pieces * team.chunks;
   const int held_chunks = team.held < chunks ? team.held : chunks;
+  // Where some chunks are read again, the output must not push them out of the cache.
+  const Cache output = held_chunks < chunks ? Cache::kPass : Cache::kKeep;
   const bool alone = member.pieces_per_unit() == 1 && args.group == 1;  // the statistics need no one else
   const auto start = [&](const Tile& tile, int piece, int chunk) {
     int64_t at[Tile::kLoads];
@@ -113,9 +115,9 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
         held.read(values, 0, piece, chunk, loads);
         if (more) start(next, piece, chunk);
       } else {
-        load_chunk(values, x, at, loads);
+        load_chunk<Cache::kPass>(values, x, at, loads);
       }
-      store_norm<T, kFused, Tile>(args, slab, at, loads, values);
+      store_norm<T, kFused, Tile>(args, slab, at, loads, values, output);
     }
   }
   member.leave(counters);

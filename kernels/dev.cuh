@@ -124,6 +124,7 @@ template <class T> __device__ __forceinline__ T* map_rank(T* p, unsigned rank) {
 #else
   return p;
 #endif
+}
 
 /// The types of `sizeof` `kBytes` that streaming accesses are made for.
 template <int kBytes> struct Word;
@@ -140,7 +141,7 @@ template <> struct Word<16> {
   using Type = uint4;
 };
 
-/// The same of memory that is not accessed again soon: the L2 cache evicts it first.
+/// `load_vec` and `store_vec` of memory that is not accessed again soon: the L2 cache evicts it first.
 template <class V, class T> __device__ __forceinline__ V load_stream(const T* p) {
   using Bits = typename Word<sizeof(V)>::Type;
   const Bits bits = __ldcs(reinterpret_cast<const Bits*>(p));

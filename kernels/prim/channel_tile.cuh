@@ -238,13 +238,13 @@ __device__ __forceinline__ Stat merge_splits(const Tile& tile, int splits, Parti
 }
 
 /// Reads the first `loads` of a chunk; the rest become zeros.
-template <class T, int kVec, int kLoads>
+template <Cache kCache = Cache::kKeep, class T, int kVec, int kLoads>
 __device__ __forceinline__ void load_chunk(float (&values)[kLoads][kVec], const T* x, const int64_t (&at)[kLoads],
                                            int loads) {
 #pragma unroll
   for (int k = 0; k < kLoads; ++k) {
     if (k < loads) {
-      load(values[k], x + at[k]);
+      load<kCache>(values[k], x + at[k]);
     } else {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) values[k][i] = 0.f;
@@ -255,10 +255,16 @@ __device__ __forceinline__ void load_chunk(float (&values)[kLoads][kVec], const 
 /// Writes the first `loads` of a chunk.
 template <class T, int kVec, int kLoads>
 __device__ __forceinline__ void store_chunk(T* y, const float (&values)[kLoads][kVec], const int64_t (&at)[kLoads],
-                                            int loads) {
+                                            int loads, Cache cache = Cache::kKeep) {
 #pragma unroll
-  for (int k = 0; k < kLoads; ++k)
-    if (k < loads) store(y + at[k], values[k]);
+  for (int k = 0; k < kLoads; ++k) {
+    if (k >= loads) continue;
+    if (cache == Cache::kKeep) {
+      store(y + at[k], values[k]);
+    } else {
+      store<Cache::kPass>(y + at[k], values[k]);
+    }
+  }
 }
 
 }  // namespace WN_NAMESPACE

@@ -14,26 +14,37 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
   T lane[N];
 };
 
+/// What becomes of data in the L2 cache.
+enum class Cache {
+  kKeep,
+  kPass  // it is not touched again soon, so it should be the first to make room
+};
+
 /// Reads `N` elements and widens them. `src` is aligned to the pack, or to 16 bytes where the pack is longer.
-template <int N, class T> __device__ __forceinline__ void load(float (&dst)[N], const T* src) {
+template <Cache kCache = Cache::kKeep, int N, class T> __device__ __forceinline__ void load(float (&dst)[N], const T* src) {
   constexpr int kPer = N * sizeof(T) <= kVecBytes ? N : kVecBytes / sizeof(T);
 #pragma unroll
   for (int at = 0; at < N; at += kPer) {
-    const auto pack = dev::load_vec<Pack<T, kPer>>(src + at);
+    const auto pack = kCache == Cache::kKeep ? dev::load_vec<Pack<T, kPer>>(src + at)
+                                             : dev::load_stream<Pack<T, kPer>>(src + at);
 #pragma unroll
     for (int i = 0; i < kPer; ++i) dst[at + i] = dev::to_f32(pack.lane[i]);
   }
 }
 
 /// Rounds to nearest even and writes `N` elements. `dst` is aligned as in `load`.
-template <int N, class T> __device__ __forceinline__ void store(T* dst, const float (&src)[N]) {
+template <Cache kCache = Cache::kKeep, int N, class T> __device__ __forceinline__ void store(T* dst, const float (&src)[N]) {
   constexpr int kPer = N * sizeof(T) <= kVecBytes ? N : kVecBytes / sizeof(T);
 #pragma unroll
   for (int at = 0; at < N; at += kPer) {
     Pack<T, kPer> pack;
 #pragma unroll
     for (int i = 0; i < kPer; ++i) pack.lane[i] = dev::from_f32<T>(src[at + i]);
-    dev::store_vec(dst + at, pack);
+    if constexpr (kCache == Cache::kKeep) {
+      dev::store_vec(dst + at, pack);
+    } else {
+      dev::store_stream(dst + at, pack);
+    }
   }
 }
 

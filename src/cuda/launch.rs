@@ -455,10 +455,7 @@ fn warm_up_channels<D: Device>(on: &D, dtype: DType, vec: usize) -> Result<()> {
     for tile in [ChannelTile::BlockPerChannel, ChannelTile::WarpPerChannel, ChannelTile::Columns] {
         for with_team in [false, true] {
             for activation in [Activation::None, Activation::Relu] {
-                let team_vec = match (tile, activation) {
-                    (ChannelTile::Columns, Activation::Relu) => vec.min(4),
-                    _ => vec,
-                };
+                let team_vec = if tile == ChannelTile::Columns { vec.min(4) } else { vec };
                 let activation = abi_activation(activation);
                 let fwd = sys::wn_channel_norm_fwd {
                     activation,

@@ -97,7 +97,7 @@ impl ChannelPass {
 
     /// The most channels of a thread in a column tile; `kMostLanes` there.
     fn most_lanes(self) -> usize {
-        if self == Self::BackwardFused { 4 } else { 8 }
+        if self == Self::Forward { 8 } else { 4 }
     }
 
     /// Words of a statistic of `lanes` channels: `Moments` or `GradSums` in `kernels/prim/stats.cuh`.
