@@ -18,7 +18,7 @@ const CHAIN: usize = 64;
 pub(super) const MAX_CHAIN: usize = 256;
 
 /// Blocks of a team's kernel that an SM has room for by their registers; `kTeamBlocks` in `kernels/prim/team.cuh`.
-const TEAM_BLOCKS: usize = 2;
+pub(super) const TEAM_BLOCKS: usize = 2;
 /// Bytes side by side below which a column tile is not worth its width: memory is fetched by 64 bytes. By measurements
 /// of others on H100, segments of 64 bytes cost 5 % and segments of 32 bytes half.
 const MIN_COLUMN_BYTES: usize = 64;
@@ -82,7 +82,7 @@ pub enum ChannelPass {
 
 impl ChannelPass {
     /// Tensors that are read for the sums and again to apply them.
-    fn tensors(self) -> usize {
+    pub(super) fn tensors(self) -> usize {
         match self {
             Self::Forward => 1,
             Self::Backward => 2,
@@ -186,7 +186,7 @@ impl ChannelWalk {
     }
 
     /// Blocks of a grid in which each piece has one.
-    fn blocks(&self) -> usize {
+    pub(super) fn blocks(&self) -> usize {
         let tiles = match self.tile {
             ChannelTile::Columns => self.shape.segments() * self.shape.channels().div_ceil(self.width()),
             _ => self.shape.slabs().div_ceil(self.width()),
@@ -195,7 +195,7 @@ impl ChannelWalk {
     }
 
     /// Loads of a chunk of a team's tile, as `visit_team_tile` has them.
-    fn loads_of_chunk(&self, pass: ChannelPass) -> usize {
+    pub(super) fn loads_of_chunk(&self, pass: ChannelPass) -> usize {
         match (self.tile, self.vec) {
             (_, 1) => 2 * pass.loads(),
             (ChannelTile::Columns, 8) => pass.loads() / 2,

@@ -61,12 +61,12 @@ impl DeviceLimits {
         copy_gb_per_s: 130,
     };
 
-    /// The part of the memory's throughput that so many blocks of 256 threads can ask for, of whose loads the part `used`
-    /// has elements. Guesses: two blocks on each SM ask for all of it, one for nine tenths.
+    /// The part of the memory's throughput that so many blocks of 256 threads can ask for, of whose loads the part
+    /// `used` has elements. Guesses: two blocks on each SM ask for all of it, one for nine tenths; half the loads do.
     pub(crate) fn busy(&self, blocks: f64, used: f64) -> f64 {
         let per_sm = (blocks / self.sms as f64).min(2.0);
         let asked = if per_sm <= 1.0 { 0.9 * per_sm } else { 0.8 + 0.1 * per_sm };
-        asked * used.min(1.0)
+        asked * (2.0 * used).min(1.0)
     }
 
     /// What the system keeps of an SM's shared memory for each block.

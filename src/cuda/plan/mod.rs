@@ -2,6 +2,8 @@
 //! GPU. A plan is a value that can be printed.
 
 mod channel;
+#[cfg(test)]
+mod channel_tests;
 mod device;
 mod row;
 #[cfg(test)]

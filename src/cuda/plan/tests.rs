@@ -1,133 +1,13 @@
-//! What the kernels and the callers take for granted of plans.
-
-use std::collections::BTreeSet;
+//! What the kernels and the callers take for granted of the plans of row norms.
 
 use proptest::prelude::*;
 
 use super::{
-    channel::{COLUMN_CHUNK, MAX_CHAIN, SLAB_CHUNK},
     row::{BLOCK_ROWS_PER_PART, WARP_ROW, WARP_ROWS_PER_PART},
     *,
 };
-use crate::backend::WorkspaceLen;
-
-/// The plans of every way to share statistics.
-fn plans(dims: [usize; 4], sms: usize) -> Vec<(ChannelPlan, WorkspaceLen)> {
-    let [segments, outer, channels, inner] = dims;
-    let device = DeviceLimits { sms, ..DeviceLimits::H200 };
-    let mut all = Vec::new();
-    let divisor = (2..6).find(|&n| channels.is_multiple_of(n)).unwrap_or(1);
-    let groups = BTreeSet::from([1, divisor, channels / divisor, channels]);
-    for group in groups {
-        let Some(shape) = ChannelShape::new(segments, outer, channels, inner, group) else { continue };
-        let enough = channel_norm_workspace(shape, device);
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for align in [2, 4, 8, 16] {
-                all.push((ChannelPlan::forward(shape, dtype, align, device), enough));
-                all.push((ChannelPlan::backward(shape, dtype, align, device), enough));
-            }
-        }
-    }
-    all
-}
-
-/// What the kernels take for granted.
-fn check_walk(walk: &ChannelWalk) {
-    let shape = walk.shape;
-    let tiles = match walk.tile {
-        ChannelTile::BlockPerChannel => shape.slabs(),
-        ChannelTile::WarpPerChannel => shape.slabs().div_ceil(THREADS / WARP),
-        ChannelTile::Columns => shape.segments() * shape.channels().div_ceil(walk.columns * walk.vec),
-    };
-    let peers = match walk.tile {
-        ChannelTile::BlockPerChannel => THREADS,
-        ChannelTile::WarpPerChannel => WARP,
-        ChannelTile::Columns => THREADS / walk.columns,
-    };
-    let chunk = if walk.tile == ChannelTile::Columns { COLUMN_CHUNK } else { SLAB_CHUNK };
-    assert!(walk.splits >= 1 && walk.splits * walk.span >= shape.per_slab(), "all elements: {walk:?}");
-    let started = (walk.splits - 1) * walk.span;
-    assert!(started < shape.per_slab().max(1), "no empty split: {walk:?}");
-    assert!(tiles.max(1) * walk.splits <= MAX_BLOCKS, "the grid fits: {walk:?}");
-    assert!(walk.columns.is_power_of_two() && walk.columns <= MAX_COLUMNS, "columns: {walk:?}");
-    assert!(walk.span <= i32::MAX as usize / 2, "32-bit offsets within a split: {walk:?}");
-    // `prim/channel_tile.cuh` counts in 32 bits: positions from the start of a run, with a thread's last step beyond
-    // the split's end; slabs; and a tile's channels, with lanes beyond the last one.
-    let step = peers * chunk;
-    assert!(shape.inner() + walk.span + step <= u32::MAX as usize, "positions in 32 bits: {walk:?}");
-    assert!(shape.slabs() + THREADS <= u32::MAX as usize, "slabs in 32 bits: {walk:?}");
-    assert!(shape.channels() + 2 * walk.columns * walk.vec <= u32::MAX as usize, "channels: {walk:?}");
-    // And in 64 bits what it multiplies: elements, and partial results.
-    assert!(i64::try_from(shape.slabs() * walk.splits * 2).is_ok(), "partial results: {walk:?}");
-    // Rounding only, and of tensors that some machine may have the memory for.
-    if shape.len() <= 1 << 42 {
-        assert!(walk.span.div_ceil(peers * chunk) <= MAX_CHAIN, "chain of chunks: {walk:?}");
-        assert!(walk.splits.div_ceil(peers) <= MAX_CHAIN * MAX_CHAIN, "chains of splits: {walk:?}");
-    }
-    let run = if walk.tile == ChannelTile::Columns { shape.channels() } else { shape.inner() };
-    assert_eq!(run % walk.vec, 0, "a vector never leaves its run: {walk:?}");
-    if walk.tile == ChannelTile::Columns {
-        assert_eq!(shape.inner(), 1, "{walk:?}");
-    }
-    if walk.tile == ChannelTile::WarpPerChannel {
-        assert_eq!(walk.splits, 1, "{walk:?}");
-    }
-}
-
-fn check(outer: usize, channels: usize, inner: usize, sms: usize) {
-    check_segments([1, outer, channels, inner], sms);
-}
-
-fn check_segments(dims: [usize; 4], sms: usize) {
-    for (plan, enough) in plans(dims, sms) {
-        check_walk(&plan.stats);
-        check_walk(&plan.apply);
-        assert_eq!(plan.workspace().max(enough), enough, "the workspace is enough: {plan:?}");
-        if plan.strategy == ChannelStrategy::Single {
-            assert_eq!((plan.stats.splits, plan.stats.shape), (1, plan.apply.shape), "{plan:?}");
-            assert_eq!(plan.apply.shape.group(), 1, "{plan:?}");
-        }
-    }
-}
-
-#[test]
-fn every_channel_plan_keeps_the_kernels_assumptions() {
-    for outer in [0, 1, 2, 3, 31, 33, 1023, 1025, 880_801] {
-        for channels in [1, 2, 3, 7, 8, 31, 33, 64, 1025, 65_537] {
-            for inner in [0, 1, 2, 7, 49, 1023, 1024, 1 << 20] {
-                check(outer, channels, inner, 4);
-                check(outer, channels, inner, 132);
-            }
-        }
-    }
-}
-
-#[test]
-fn more_elements_than_32_bits_count_are_planned() {
-    check(40, 64, 1 << 20, 132);
-    check(1 << 33, 3, 1, 132);
-    check(1 << 40, 1, 1, 132);
-    check(1, 1, i32::MAX as usize, 132);
-    check(2, i32::MAX as usize, 1, 132);
-    check(2, i32::MAX as usize, 3, 132);
-}
 
 proptest! {
-    #[test]
-    fn any_channel_plan_keeps_the_kernels_assumptions(
-        outer in 0usize..3_000_000, channels in 0usize..70_000, inner in 0usize..70_000, sms in 1usize..200,
-    ) {
-        check(outer, channels, inner, sms);
-    }
-
-    #[test]
-    fn any_segmented_plan_keeps_the_kernels_assumptions(
-        segments in 0usize..3000, outer in 0usize..300, channels in 0usize..3000, inner in 0usize..70_000,
-        sms in 1usize..200,
-    ) {
-        check_segments([segments, outer, channels, inner], sms);
-    }
-
     #[test]
     fn any_row_plan_keeps_the_kernels_assumptions(
         rows in 0usize..3_000_000, cols in 0usize..300_000, align in 0u32..9, sms in 1usize..200,
@@ -169,36 +49,4 @@ fn the_largest_rows_are_planned() {
         check_row_plans(rows, cols, 16, 132);
         check_row_plans(rows, cols, 2, 132);
     }
-}
-
-#[test]
-fn a_samples_statistics_do_not_depend_on_how_many_came_with_it() {
-    let device = DeviceLimits::SMALL;
-    for (outer, channels, inner, group) in
-        [(1, 32, 49, 1), (1, 64, 1000, 8), (50, 64, 1, 4), (1, 6, 40_000, 3)]
-    {
-        let plan = |segments| {
-            let shape = ChannelShape::new(segments, outer, channels, inner, group).unwrap();
-            ChannelPlan::forward(shape, DType::F16, 16, device).stats
-        };
-        let order = |walk: ChannelWalk| (walk.tile, walk.vec, walk.columns, walk.splits, walk.span);
-        for segments in [2, 3, 64, 1000] {
-            assert_eq!(order(plan(1)), order(plan(segments)), "{segments} of {channels} channels");
-        }
-    }
-}
-
-#[test]
-fn few_channels_are_shared_and_many_small_ones_share_a_block() {
-    let device = DeviceLimits::H200;
-    let plan = |outer, channels, inner| {
-        let shape = ChannelShape::new(1, outer, channels, inner, 1).unwrap();
-        ChannelPlan::forward(shape, DType::F16, 16, device)
-    };
-    let few = plan(32, 3, 224 * 224);
-    assert_eq!(few.strategy, ChannelStrategy::Split);
-    assert!(few.stats.splits * 3 >= 132 * (BLOCKS_PER_SM - 1), "all SMs have work: {few:?}");
-    let small = plan(8, 512, 49);
-    assert_eq!((small.strategy, small.stats.tile), (ChannelStrategy::Single, ChannelTile::WarpPerChannel));
-    assert_eq!(plan(64, 32, 1).strategy, ChannelStrategy::Single);
 }
