@@ -288,7 +288,9 @@ namespace {
 
 void land(const PendingCopy& copy) {
 #ifdef WN_EMULATOR_CHECK
-  checker::access(copy.from, copy.bytes, checker::Access::kRead, copy.pc, CacheHint::kEvictFirst);
+  // Narrower copies carry no hint: neighbors share the sectors that they read.
+  const CacheHint hint = copy.bytes == 16 ? CacheHint::kEvictFirst : CacheHint::kNone;
+  checker::access(copy.from, copy.bytes, checker::Access::kRead, copy.pc, hint);
   checker::access(copy.to, copy.bytes, checker::Access::kWrite, copy.pc);
 #endif
   std::memcpy(copy.to, copy.from, copy.bytes);

@@ -16,8 +16,9 @@ template <int kLanes> struct SlabGrad {
   float mean[kLanes], rstd[kLanes], weight[kLanes], bias[kLanes];
   float mean_g[kLanes], mean_gx[kLanes];
 
-  /// Reads statistics, weights and biases; the means of g and g * x_hat are zero until they are known.
-  template <class T, class Tile>
+  /// Reads statistics and weights, and biases where `kFused` asks for them; the means of g and g * x_hat are zero until
+  /// they are known.
+  template <class T, bool kFused, class Tile>
   __device__ __forceinline__ static SlabGrad read(const Tile& tile, const wn_channel_norm_bwd& args) {
     const Params<T> weights = weight_params<T>(args.weight, args.param_dtype);
     const Params<T> biases = bias_params<T>(args.bias, args.param_dtype);
@@ -31,7 +32,7 @@ template <int kLanes> struct SlabGrad {
       s.mean[lane] = args.mean[i];
       s.rstd[lane] = args.running_only ? reciprocal_std(args.rstd[i], args.eps) : args.rstd[i];
       s.weight[lane] = weights.at(tile.channel() + lane);
-      s.bias[lane] = biases.at(tile.channel() + lane);
+      if constexpr (kFused) s.bias[lane] = biases.at(tile.channel() + lane);
     }
     return s;
   }
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
                             unsigned* counters, float* sums) {
   using Stat = GradSums<Tile::kLanes>;
   const Tile tile = Tile::of_block(walk);
-  const SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
+  const SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T, kFused>(tile, args);
   const bool dx_on_the_way = args.running_only && (args.dx || args.dresidual);
   Stat stat = Stat::empty();
   walk_grad<T, kFused>(tile, args, slab, [&](const auto& at, int loads, auto& ds, const auto& x_hats) {
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
                            const float* totals, int64_t statistics, float count) {
   const Tile tile = Tile::of_block(walk);
   if (!tile.live()) return;
-  SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
+  SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T, kFused>(tile, args);
   if (!args.running_only) {
     const int64_t slabs = walk.segments * walk.channels;
 #pragma unroll

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     SlabSums<Tile::kLanes> own;
     for (int piece = 0; piece < pieces; ++piece) {
       const Tile tile = member.template tile<Tile>(unit, piece);
-      const SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
+      const SlabGrad<Tile::kLanes> slab = SlabGrad<Tile::kLanes>::template read<T, kFused>(tile, args);
       Stat stat = Stat::empty();
       for (int chunk = 0; chunk < team.chunks; ++chunk) {
         const int number = piece * team.chunks + chunk;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
         current = piece;
         tile = member.template tile<Tile>(unit, piece);
         if (more) next = member.template tile<Tile>(unit + team.teams, piece);
-        slab = SlabGrad<Tile::kLanes>::template read<T>(tile, args);
+        slab = SlabGrad<Tile::kLanes>::template read<T, kFused>(tile, args);
         const bool writes_sums = tile.split() == 0 && is_first_visit(number, piece, team.chunks, held_chunks);
         if (!alone && (args.group == 1 || writes_sums)) {
           own.take(merge_splits<Stat>(tile, team.walk.splits,

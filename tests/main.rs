@@ -30,4 +30,6 @@ mod pytorch;
 mod rms_norm;
 mod row_norm;
 mod segments;
+#[cfg(feature = "emulator")]
+mod strategies;
 mod sums;

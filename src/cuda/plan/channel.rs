@@ -403,8 +403,8 @@ impl ChannelPlan {
         let again = twice * team.not_held();
         let at_once = again / rounds;
         let hits = if at_once > kept { kept / at_once } else { 1.0 };
-        // Each block reads what its pieces' statistics are merged from.
-        let entries = (team.walk.splits * shape.group()) as f64;
+        // Each block reads what the statistics of its pieces' slabs are merged from.
+        let entries = (team.walk.splits * shape.group() * team.walk.width()) as f64;
         let merging = if team.pieces() > 1 {
             blocks * rounds * team.pieces_per_block() as f64 * entries * 8.0
         } else {
