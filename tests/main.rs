@@ -28,5 +28,7 @@ mod population;
 mod pytorch;
 mod rms_norm;
 mod row_norm;
+#[cfg(feature = "emulator")]
+mod row_plans;
 mod segments;
 mod sums;

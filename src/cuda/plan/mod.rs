@@ -11,7 +11,7 @@ use std::cell::Cell;
 
 pub use channel::{ChannelPlan, ChannelStrategy, ChannelTile, ChannelWalk, channel_norm_workspace};
 pub use device::{DeviceLimits, Work};
-pub use row::{RowPlan, RowStrategy, row_norm_workspace};
+pub use row::{Direction, RowCall, RowPlan, RowStrategy, row_norm_workspace};
 
 use crate::DType;
 pub use crate::shape::{ChannelShape, RowShape};
