@@ -8,7 +8,7 @@
 namespace WN_NAMESPACE {
 namespace {
 
-/// The most rows that a thread sums one after another.
+/// The most rows that a thread of a streaming kernel sums one after another.
 constexpr int kMaxChain = 256;
 
 bool sums_wanted(const wn_row_norm_bwd& args) { return args.dweight || args.dbias; }
@@ -16,27 +16,43 @@ bool sums_wanted(const wn_row_norm_bwd& args) { return args.dweight || args.dbia
 bool in_range(const wn_row_norm_bwd& args, const wn_row_plan& plan) {
   if (args.rows < 1 || args.cols < 1 || args.cols > INT32_MAX || args.block < 1) return false;
   if (plan.parts < 1 || plan.span < 1 || plan.span > INT64_MAX / plan.parts) return false;
-  if (plan.parts * plan.span < args.rows) return false;
-  return !sums_wanted(args) || plan.span <= int64_t(kMaxChain) * kWarps;
+  return plan.parts * plan.span >= args.rows;
 }
 
-/// Rows in the registers of a warp: one kernel makes all there is to make.
+/// Rows that are held: one kernel makes all there is to make.
 template <class T, int kVec>
-dev::Status launch_warp(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
-  if (args.cols > kWarpRow) return dev::kInvalidValue;
-  config.grid = dim3(static_cast<unsigned>(plan.parts));
-  return dev::launch<row_norm_bwd_warp<T, kVec>>(config, args, plan.span);
+dev::Status launch_held(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
+  const int64_t slots = plan.stages * (args.dh ? 3 : 2) * int64_t(sizeof(T));
+  const int64_t behind = plan.deep ? 2 * int64_t(sizeof(float)) : 0;
+  if (!holds(plan, args.cols, (slots + behind) * kVec)) return dev::kInvalidValue;
+  if (int64_t(plan.parts) * plan.cluster > INT32_MAX) return dev::kInvalidValue;
+  if (sums_wanted(args)) {
+    const int64_t chain = plan.deep ? kChain * kChains : kFlatChain;
+    if (plan.span > chain * (plan.threads / plan.lanes)) return dev::kInvalidValue;
+    if (!plan.deep && plan.threads > (plan.lanes < kWarp ? kWarp : plan.lanes)) return dev::kInvalidValue;
+  }
+  config.grid = dim3(static_cast<unsigned>(plan.parts) * plan.cluster);
+  config.block = dim3(static_cast<unsigned>(plan.threads));
+  config.dynamic_smem = static_cast<size_t>(plan.smem);
+  config.cluster = static_cast<unsigned>(plan.cluster);
+  const int cols = plan.packs * kVec;
+  if (plan.threads > held_bwd_threads(cols)) return dev::kInvalidValue;
+  if (cols <= 8) return dev::launch<row_norm_bwd_held<T, kVec, 8>>(config, args, plan);
+  if (cols <= 16) return dev::launch<row_norm_bwd_held<T, kVec, 16>>(config, args, plan);
+  if (cols <= 32) return dev::launch<row_norm_bwd_held<T, kVec, 32>>(config, args, plan);
+  return dev::kInvalidValue;
 }
 
 /// Rows of any length: a kernel for dx, and one for dweight and dbias.
 template <class T, int kVec>
-dev::Status launch_block(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
+dev::Status launch_streamed(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
   if (args.dx || config.prepare_only) {
     config.grid = dim3(static_cast<unsigned>(args.rows < INT32_MAX ? args.rows : INT32_MAX));  // it loops over the rest
-    const dev::Status status = dev::launch<row_norm_bwd_block<T, kVec>>(config, args);
+    const dev::Status status = dev::launch<row_norm_bwd_stream<T, kVec>>(config, args);
     if (status != dev::kSuccess) return status;
   }
   if (!sums_wanted(args) && !config.prepare_only) return dev::kSuccess;
+  if (plan.span > int64_t(kMaxChain) * kWarps) return dev::kInvalidValue;
   const int64_t tiles = (args.cols - 1) / (kWarp * kVec) + 1;
   if (tiles * plan.parts > INT32_MAX) return dev::kInvalidValue;
   config.grid = dim3(static_cast<unsigned>(tiles * plan.parts));
@@ -46,8 +62,8 @@ dev::Status launch_block(const wn_row_norm_bwd& args, const wn_row_plan& plan, d
 template <class T, int kVec>
 dev::Status launch(const wn_row_norm_bwd& args, const wn_row_plan& plan, const dev::LaunchConfig& config) {
   switch (plan.strategy) {
-    case WN_WARP_PER_ROW: return launch_warp<T, kVec>(args, plan, config);
-    case WN_BLOCK_PER_ROW: return launch_block<T, kVec>(args, plan, config);
+    case WN_ROW_HELD: return launch_held<T, kVec>(args, plan, config);
+    case WN_ROW_STREAMED: return launch_streamed<T, kVec>(args, plan, config);
   }
   return dev::kInvalidValue;
 }

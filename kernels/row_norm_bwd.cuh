@@ -1,5 +1,5 @@
 // Row norms backward: dx by the row, dweight and dbias as partial sums over the rows of a part, which `fold_params`
-// adds up. A warp that holds its rows in registers does both in one read; longer rows take a kernel for each.
+// adds up. Rows that are held are read once for both; longer ones take a kernel for each.
 #pragma once
 
 #include "prim/row.cuh"
@@ -95,120 +95,248 @@ __device__ __forceinline__ void store_part(const wn_row_norm_bwd& args, const St
   __syncthreads();  // before a warp stages anew
 }
 
-template <class T, int kVec> __device__ __forceinline__ void widen(float (&dst)[kVec], const Pack<T, kVec>& pack) {
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) dst[i] = dev::to_f32(pack.lane[i]);
-}
+/// Rows that a thread sums one after another in registers, and sums of them that it adds up behind in shared memory. For
+/// equal values each step errs by a quarter of a unit in the last place: 6 of the 8 units that the tests allow.
+constexpr int kChain = 8;
+constexpr int kChains = 16;
+/// Rows that it sums in registers where there are no sums of sums.
+constexpr int kFlatChain = 16;
 
-/// What a lane holds of a row, as it is stored: in 16 bits that takes half the registers.
-template <class T, int kVec> struct HeldRow {
-  static constexpr int kStep = kWarp * kVec;
-  static constexpr int kLoads = kWarpRow / kStep;
-  Pack<T, kVec> x[kLoads], dy[kLoads];
-  RowStats stats;
+/// Means over a row from the sums of its threads; each has kept what rounding took, and few are left to add.
+struct HeldSums {
+  float dy, dy_x_hat;
 
-  __device__ __forceinline__ void read(const wn_row_norm_bwd& args, int64_t row, int col) {
-    const RowAt at(row, args.block, args.cols);
-    const T* from_x = at.in<T>(args.x, args.x_stride, col);
-    const T* from_dy = at.in<T>(args.dy, args.dy_stride, col);
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      if (col + k * kStep >= args.cols) continue;
-      x[k] = dev::load_vec<Pack<T, kVec>>(from_x + k * kStep);
-      dy[k] = dev::load_vec<Pack<T, kVec>>(from_dy + k * kStep);
-    }
-    stats = row_stats(args, row);
+  __device__ __forceinline__ static HeldSums empty() { return {0.f, 0.f}; }
+  __device__ __forceinline__ void merge(const HeldSums& other) {
+    dy += other.dy;
+    dy_x_hat += other.dy_x_hat;
   }
 };
 
-/// A block takes the rows of a part, a warp one of them at a time, which it holds in registers: one read of x and dy.
-/// A lane sums the columns it owns over all rows of its warp.
-///
-/// The sums leave room for one block per SM, too few warps to hide the latency of memory by their number where rows are
-/// of 16 bits. There the next row is on its way while a warp computes.
-template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_warp(const wn_row_norm_bwd args, const int64_t span) {
-  using Held = HeldRow<T, kVec>;
-  constexpr int kStep = Held::kStep;
-  constexpr int kLoads = Held::kLoads;
-  constexpr bool kAhead = sizeof(T) == 2 && kVec > 1;
-  DEV_SHARED_ARRAY(StagedSums, staged, kWarps);
-  const int warp = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  const int col = lane * kVec;
-  const int cols = static_cast<int>(args.cols);  // the launcher admits no more than kWarpRow
-  const bool sums_wanted = args.dweight || args.dbias;
-  float dbias[kLoads][kVec], dweight[kLoads][kVec];
-#pragma unroll
-  for (int k = 0; k < kLoads; ++k)
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) dbias[k][i] = dweight[k][i] = 0.f;
+/// Sums of dy and of dy * x_hat of the columns that a thread owns, over the rows it sees: in registers, and from time to
+/// time added to what it keeps in shared memory.
+template <int kVec, int kPacks> class HeldColumns {
+ public:
+  /// `behind` has room for `kSums * packs * kVec` floats of every thread.
+  static constexpr int kSums = 2;
 
-  const int64_t begin = blockIdx.x * span;
-  const int64_t end = args.rows - begin < span ? args.rows : begin + span;
-  int64_t row = begin + warp;
-  Held held;
-  if (row < end) held.read(args, row, col);
-  for (; row < end; row += kWarps) {
-    Held next;
-    if (kAhead && row + kWarps < end) next.read(args, row + kWarps, col);
-    float g[1][kVec], x_hat[1][kVec];
+  __device__ __forceinline__ HeldColumns(float* behind, int packs) : behind_(behind), packs_(packs) { clear(); }
+
+  __device__ __forceinline__ void add(int k, const float (&dy)[kVec], const float (&x_hat)[kVec]) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      sums_[0][k][i] += dy[i];
+      sums_[1][k][i] += dy[i] * x_hat[i];
+    }
+  }
+
+  /// Adds the registers to shared memory, and clears them.
+  __device__ __forceinline__ void flush() {
+    each([&](int which, int k) {
+      float sum[kVec];
+      get(sum, which, k, threadIdx.x);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[i] = flushed_ ? sum[i] + sums_[which][k][i] : sums_[which][k][i];
+      put(sum, which, k);
+    });
+    flushed_ = true;
+    clear();
+  }
+
+  /// Merges the groups of `lanes` threads of the block, of which each has seen other rows. All threads call it. The first
+  /// `lanes` threads then have the sums of the block in their registers. `deep`: there is shared memory behind.
+  __device__ __forceinline__ void merge(int lanes, bool deep) {
+    if (flushed_) {
+      each([&](int which, int k) {
+        float sum[kVec];
+        get(sum, which, k, threadIdx.x);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) sums_[which][k][i] += sum[i];
+      });
+    }
+    each([&](int which, int k) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i)
+        for (int step = kWarp / 2; step >= lanes; step /= 2)
+          sums_[which][k][i] += __shfl_down_sync(kAllLanes, sums_[which][k][i], step);
+    });
+    const int apart = lanes < kWarp ? kWarp : lanes;
+    const int groups = blockDim.x / apart;
+    if (groups == 1 || !deep) return;
+    each([&](int which, int k) { put(sums_[which][k], which, k); });
+    __syncthreads();  // all groups have left their sums
+    if (static_cast<int>(threadIdx.x) >= lanes) return;
+    each([&](int which, int k) {
+      CompensatedSum total[kVec];
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) total[i] = {sums_[which][k][i], 0.f};
+      for (int group = 1; group < groups; ++group) {
+        float sum[kVec];
+        get(sum, which, k, threadIdx.x + group * apart);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) total[i].add(sum[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sums_[which][k][i] = total[i].total();
+    });
+  }
+
+  /// Those of dy (0) or of dy * x_hat (1), of access `k`.
+  __device__ __forceinline__ const float (&of(int which, int k) const)[kVec] { return sums_[which][k]; }
+
+ private:
+  static constexpr int kPer = kVec < 4 ? kVec : 4;  // floats of an access, of which neighbors are those of other threads
+
+  template <class Body> __device__ __forceinline__ void each(Body body) const {
+#pragma unroll
+    for (int which = 0; which < kSums; ++which)
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k)
+        if (k < packs_) body(which, k);
+  }
+  __device__ __forceinline__ float* at(int which, int k, int piece, int thread) const {
+    return behind_ + (((which * packs_ + k) * (kVec / kPer) + piece) * static_cast<int>(blockDim.x) + thread) * kPer;
+  }
+  __device__ __forceinline__ void get(float (&sum)[kVec], int which, int k, int thread) const {
+#pragma unroll
+    for (int piece = 0; piece < kVec / kPer; ++piece) {
+      float values[kPer];
+      load(values, at(which, k, piece, thread));
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) sum[piece * kPer + i] = values[i];
+    }
+  }
+  __device__ __forceinline__ void put(const float (&sum)[kVec], int which, int k) {
+#pragma unroll
+    for (int piece = 0; piece < kVec / kPer; ++piece) {
+      float values[kPer];
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) values[i] = sum[piece * kPer + i];
+      store(at(which, k, piece, threadIdx.x), values);
+    }
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int which = 0; which < kSums; ++which)
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k)
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) sums_[which][k][i] = 0.f;
+  }
+
+  float* behind_;
+  int packs_;
+  bool flushed_ = false;
+  float sums_[kSums][kPacks][kVec];
+};
+
+/// Threads of a block whose threads own up to `cols` columns each, at most, and blocks of as many that the compiler leaves
+/// registers for. Without the difference the fewest columns spilled.
+constexpr int held_bwd_threads(int cols) { return cols <= 8 ? kHeldThreads / 2 : kHeldThreads; }
+constexpr int held_bwd_blocks(int cols) { return cols <= 8 ? 3 : 1; }
+
+/// x and dy of a row are held in shared memory between the sums over it and dx: one read. A block or a cluster takes the
+/// rows of a part, and its threads sum the columns that they own, up to `kCols`, on the way. Where the plan has two
+/// stages, the next row is on its way meanwhile.
+template <class T, int kVec, int kCols>
+__global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols))
+    row_norm_bwd_held(const wn_row_norm_bwd args, const wn_row_plan plan) {
+  constexpr int kPacks = kCols / kVec;
+  constexpr int kLoads = kVec < 8 ? 8 / kVec : 1;  // of a chunk
+  DEV_DYN_SHARED(T, slots);
+  const int tensors = args.dh ? 3 : 2;
+  const RowTile<T, kVec> tile(slots, plan, args.cols, tensors);
+  T* const behind = slots + plan.stages * tensors * plan.packs * static_cast<int>(blockDim.x) * kVec;
+  HeldColumns<kVec, kPacks> columns(reinterpret_cast<float*>(behind), plan.packs);
+  const int loads = tile.loads();
+  const int step = tile.step();
+  const int64_t col = tile.col();
+  const bool sums_wanted = args.dweight || args.dbias;
+  const int part = static_cast<int>(blockIdx.x) / plan.cluster;
+  int64_t first = part * plan.span;  // the same for all threads, which merge together
+  const int64_t end = args.rows - first < plan.span ? args.rows : first + plan.span;
+  const auto fetch = [&](int stage, int64_t row) {
+    if (row < end) {
+      const RowAt at(row, args.block, args.cols);
+      tile.copy(stage, 0, at.in<T>(args.x, args.x_stride, col));
+      tile.copy(stage, 1, at.in<T>(args.dy, args.dy_stride, col));
+      if (args.dh) tile.copy(stage, 2, at.in<T>(args.dh, args.dh_stride, col));
+    }
+    dev::copy_commit();
+  };
+  int stage = 0, parity = 0, chain = 0;
+  if (plan.stages == 2) fetch(stage, first + tile.group());
+  for (; first < end; first += tile.groups(), parity ^= 1) {
+    const int64_t row = first + tile.group();
+    if (plan.stages == 2) {
+      fetch(stage ^ 1, row + tile.groups());
+    } else {
+      fetch(stage, row);
+    }
+    const bool active = row < end;
+    const RowStats stats = active ? row_stats(args, row) : RowStats{0.f, 0.f};
+    wait_for_row(plan.stages);
     GradSums<1> sums = GradSums<1>::empty();
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      if (col + k * kStep >= cols) continue;
-      widen(x_hat[0], held.x[k]);
-      widen(g[0], held.dy[k]);
-      standardize(x_hat[0], held.stats);
-      if (sums_wanted) {
+    for (int k = 0; k < kPacks; k += kLoads) {
+      if (!active || k >= loads) continue;
+      float g[kLoads][kVec], x_hat[kLoads][kVec];
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          dbias[k][i] += g[0][i];
-          dweight[k][i] += g[0][i] * x_hat[0][i];
+      for (int i = 0; i < kLoads; ++i) {
+        if (k + i < loads) {
+          load(x_hat[i], tile.slot(stage, 0, k + i));
+          load(g[i], tile.slot(stage, 1, k + i));
+          standardize(x_hat[i], stats);
+          if (sums_wanted) columns.add(k + i, g[i], x_hat[i]);
+          scale<T>(g[i], args, col + (k + i) * step);
+        } else {
+#pragma unroll
+          for (int e = 0; e < kVec; ++e) g[i][e] = x_hat[i][e] = 0.f;
         }
       }
-      scale<T>(g[0], args, col + k * kStep);
-      sums.push(g, x_hat, 1);
+      sums.push(g, x_hat, kLoads);  // the zeros change nothing
     }
     if (args.dx) {
-      const RowMeans means = row_means(args, warp_merge_all(sums));
+      const HeldSums row_sums = tile.merge(HeldSums{sums.dy[0].total(), sums.dy_x_hat[0].total()}, parity);
+      const float inverse = 1.f / static_cast<float>(args.cols);
+      const RowMeans means = {args.rms ? 0.f : row_sums.dy * inverse, row_sums.dy_x_hat * inverse};
       const RowAt at(row, args.block, args.cols);
-      const T* dh = at.in<T>(args.dh, args.dh_stride, col);
-      T* dx = at.in<T>(args.dx, args.dx_stride, col);
+      T* const dx = at.in<T>(args.dx, args.dx_stride, col);
 #pragma unroll
-      for (int k = 0; k < kLoads; ++k) {
-        if (col + k * kStep >= cols) continue;
-        widen(x_hat[0], held.x[k]);
-        widen(g[0], held.dy[k]);
-        standardize(x_hat[0], held.stats);
-        scale<T>(g[0], args, col + k * kStep);
-        store_dx(dx + k * kStep, dh ? dh + k * kStep : nullptr, g[0], x_hat[0], held.stats, means);
+      for (int k = 0; k < kPacks; ++k) {
+        if (!active || k >= loads) continue;
+        float g[kVec], x_hat[kVec];
+        load(x_hat, tile.slot(stage, 0, k));
+        load(g, tile.slot(stage, 1, k));
+        standardize(x_hat, stats);
+        scale<T>(g, args, col + k * step);
+        store_dx(dx + k * step, args.dh ? tile.slot(stage, 2, k) : nullptr, g, x_hat, stats, means);
       }
     }
-    if (kAhead) {
-      held = next;
-    } else if (row + kWarps < end) {
-      held.read(args, row + kWarps, col);
+    if (plan.deep && sums_wanted && ++chain == kChain) {
+      columns.flush();
+      chain = 0;
+    }
+    if (plan.stages == 2) stage ^= 1;
+  }
+  if (sums_wanted) {
+    columns.merge(plan.lanes, plan.deep != 0);
+    if (static_cast<int>(threadIdx.x) < plan.lanes) {
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        if (k >= loads) continue;
+        float* const to = args.workspace + (int64_t(part) * args.cols + col + k * step);
+        store(to, columns.of(0, k));
+        store(to + int64_t(plan.parts) * args.cols, columns.of(1, k));
+      }
     }
   }
-
-  if (!sums_wanted) return;
-  constexpr int kPerStage = kStage / kStep;
-#pragma unroll
-  for (int first = 0; first < kLoads; first += kPerStage) {
-    if (first * kStep >= cols) break;
-#pragma unroll
-    for (int k = 0; k < kPerStage; ++k) {
-      store(staged[warp].dy + col + k * kStep, dbias[first + k]);
-      store(staged[warp].dy_x_hat + col + k * kStep, dweight[first + k]);
-    }
-    store_part<kStage, kVec>(args, staged, blockIdx.x, gridDim.x, first * kStep);
-  }
+  tile.finish();
 }
 
 /// dx of rows of any length: a block reads its row twice, the second time from cache where it fits.
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_block(const wn_row_norm_bwd args) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks) row_norm_bwd_stream(const wn_row_norm_bwd args) {
   constexpr int kStep = kThreads * kVec;
   constexpr int kLoads = kRowChunk / kVec;
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {

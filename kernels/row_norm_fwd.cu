@@ -8,31 +8,33 @@ namespace WN_NAMESPACE {
 namespace {
 
 template <class T, int kVec, class Stat>
-dev::Status launch(const wn_row_norm_fwd& args, wn_row_strategy strategy, dev::LaunchConfig config) {
-  const auto grid = [&](int64_t rows_per_block) {
-    const int64_t blocks = (args.rows - 1) / rows_per_block + 1;
-    return dim3(static_cast<unsigned>(blocks < INT32_MAX ? blocks : INT32_MAX));  // the kernels loop over the rest
-  };
-  switch (strategy) {
-    case WN_WARP_PER_ROW:
-      if (args.cols > kWarpRow) return dev::kInvalidValue;
-      config.grid = grid(kWarps);
-      return dev::launch<row_norm_fwd_warp<T, kVec, Stat>>(config, args);
-    case WN_BLOCK_PER_ROW:
-      config.grid = grid(1);
-      return dev::launch<row_norm_fwd_block<T, kVec, Stat>>(config, args);
+dev::Status launch(const wn_row_norm_fwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
+  switch (plan.strategy) {
+    case WN_ROW_HELD: {
+      const int64_t tensors = args.residual ? 2 : 1;
+      if (!holds(plan, args.cols, plan.stages * tensors * kVec * int64_t(sizeof(T)))) return dev::kInvalidValue;
+      if (int64_t(plan.parts) * plan.cluster > INT32_MAX) return dev::kInvalidValue;
+      config.grid = dim3(static_cast<unsigned>(plan.parts) * plan.cluster);
+      config.block = dim3(static_cast<unsigned>(plan.threads));
+      config.dynamic_smem = static_cast<size_t>(plan.smem);
+      config.cluster = static_cast<unsigned>(plan.cluster);
+      return dev::launch<row_norm_fwd_held<T, kVec, Stat>>(config, args, plan);
+    }
+    case WN_ROW_STREAMED:
+      config.grid = dim3(static_cast<unsigned>(args.rows < INT32_MAX ? args.rows : INT32_MAX));  // it loops over the rest
+      return dev::launch<row_norm_fwd_stream<T, kVec, Stat>>(config, args);
   }
   return dev::kInvalidValue;
 }
 
 /// LayerNorm or RMSNorm; both where kernels are only loaded.
 template <class T, int kVec>
-dev::Status launch(const wn_row_norm_fwd& args, wn_row_strategy strategy, const dev::LaunchConfig& config) {
+dev::Status launch(const wn_row_norm_fwd& args, const wn_row_plan& plan, const dev::LaunchConfig& config) {
   if (args.rms || config.prepare_only) {
-    const dev::Status status = launch<T, kVec, MeanSquare>(args, strategy, config);
+    const dev::Status status = launch<T, kVec, MeanSquare>(args, plan, config);
     if (args.rms || status != dev::kSuccess) return status;
   }
-  return launch<T, kVec, Moments<1>>(args, strategy, config);
+  return launch<T, kVec, Moments<1>>(args, plan, config);
 }
 
 }  // namespace
@@ -47,8 +49,8 @@ int32_t row_norm_fwd(const wn_row_norm_fwd* args, const wn_row_plan* plan, wn_ac
   return visit_dtype(args->x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;
     constexpr int kWide = kVecBytes / sizeof(T);
-    if (plan->vec == kWide) return launch<T, kWide>(*args, plan->strategy, config);
-    if (plan->vec == 1) return launch<T, 1>(*args, plan->strategy, config);
+    if (plan->vec == kWide) return launch<T, kWide>(*args, *plan, config);
+    if (plan->vec == 1) return launch<T, 1>(*args, *plan, config);
     return dev::kInvalidValue;
   });
 }

@@ -40,8 +40,8 @@ typedef enum wn_join {
 
 /* How the elements of one row are shared. */
 typedef enum wn_row_strategy {
-  WN_WARP_PER_ROW = 0, /* the row stays in the registers of one warp between the two phases */
-  WN_BLOCK_PER_ROW = 1 /* a block reads the row twice, the second time from cache where it fits */
+  WN_ROW_HELD = 0,    /* the row stays in shared memory, of threads of a warp, of a block or of a cluster: one read */
+  WN_ROW_STREAMED = 1 /* a block reads the row twice, the second time from cache where it fits */
 } wn_row_strategy;
 
 /* What is applied after scale, shift and residual. */
@@ -165,9 +165,16 @@ typedef struct wn_channel_norm_bwd {
 /* How to run a row norm. */
 typedef struct wn_row_plan {
   wn_row_strategy strategy;
-  int32_t vec;   /* elements per memory access: 16 bytes' worth, or 1 */
-  int32_t parts; /* backward: partial sums of dweight and dbias that are made, each by blocks of its own */
-  int64_t span;  /* backward: rows of one part; rows <= parts * span */
+  int32_t vec;     /* elements per memory access: 16 bytes' worth, or 1 */
+  int32_t threads; /* of a block; 256 where rows are streamed */
+  int32_t lanes;   /* held: threads of a block that share a row, a power of two up to `threads` */
+  int32_t cluster; /* held: blocks that share a row, a power of two up to 16; above 1 lanes == threads */
+  int32_t stages;  /* held: 2 where the next row is on its way while one is computed, else 1 */
+  int32_t packs;   /* held: accesses of a thread per row and tensor; their columns cover those of a block */
+  int32_t deep;    /* held, backward: 1 where there is shared memory for sums of sums, else 0 */
+  int32_t smem;    /* held: bytes of dynamic shared memory */
+  int32_t parts;   /* blocks or clusters; backward: partial sums of dweight and dbias that are made, each by its own */
+  int64_t span;    /* backward: rows of one part; rows <= parts * span */
 } wn_row_plan;
 
 /* Where the rows of a tensor lie: row r starts at element (r / block) * stride + (r % block) * cols. Within a call

@@ -311,7 +311,7 @@ impl ChannelShape {
 /// A tensor as the row norms see it: `[rows, cols]`, statistics per row.
 ///
 /// Row `r` starts at element `(r / block) * stride + (r % block) * cols`, with a stride of each tensor's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowShape {
     rows: usize,
     cols: usize,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use warpnorm::{
     Activation, Element, Emulated, Layout, Statistics,
-    cuda::plan::with_candidate,
+    cuda::plan::{DeviceLimits, with_candidate},
     half::{bf16, f16},
 };
 
@@ -44,12 +44,13 @@ fn problems() -> Vec<Problem> {
     }
     all.push(group_norm(&[2, 8, 8], First, 2, 1));
     all.push(instance_norm(&[3, 4, 8], First, 2));
-    for (seed, cols) in (0u64..).zip([64, 35, 2048, 1101]) {
-        for problem in [layer_norm(&[5, cols], 1, seed), rms_norm(&[5, cols], 1, seed)] {
-            all.push(problem);
-        }
-    }
     all
+}
+
+/// For each width and number of columns of a thread.
+fn row_problems() -> Vec<Problem> {
+    let sizes = (0u64..).zip([64, 35, 2048, 1101]);
+    sizes.flat_map(|(seed, cols)| [layer_norm(&[5, cols], 1, seed), rms_norm(&[5, cols], 1, seed)]).collect()
 }
 
 fn launched<T: Element>(on: &Emulated, names: &mut BTreeSet<String>) {
@@ -63,7 +64,22 @@ fn launched<T: Element>(on: &Emulated, names: &mut BTreeSet<String>) {
             }
         }
     }
+    // A device of few multiprocessors whose shared memory leaves room for all there is.
+    let on = &Emulated::describing(DeviceLimits { sms: 4, ..DeviceLimits::H200 });
+    for problem in row_problems() {
+        for max_start in [0, 1] {
+            let options = Options { max_start, ..Options::default() };
+            for index in 0..MOST_CANDIDATES {
+                let judged = || with_candidate(index, || check::<T, _>(on, &problem, &options));
+                let (_, launches) = on.record(judged);
+                names.extend(launches.iter().map(|launch| plain(&launch.kernel)));
+            }
+        }
+    }
 }
+
+/// At least as many plans as these row norms have; where there are fewer, the last one runs again.
+const MOST_CANDIDATES: usize = 40;
 
 #[test]
 fn every_compiled_kernel_is_launched() {

@@ -29,6 +29,8 @@ mod population;
 mod pytorch;
 mod rms_norm;
 mod row_norm;
+#[cfg(feature = "emulator")]
+mod row_plans;
 mod segments;
 #[cfg(feature = "emulator")]
 mod strategies;

@@ -7,7 +7,7 @@ use core::{ffi::c_void, ptr};
 use super::{
     plan::{
         ChannelPass, ChannelPlan, ChannelProblem, ChannelStrategy, ChannelTeam, ChannelTile, ChannelWalk,
-        DeviceLimits, Join, RowPlan, RowStrategy,
+        DeviceLimits, Direction, Join, RowCall, RowPlan, RowStrategy,
     },
     sys,
 };
@@ -325,7 +325,14 @@ pub(crate) fn row_norm_fwd<D: Device, T: Element>(
         rms: i32::from(args.rms),
     };
     on.ready()?;
-    let plan = abi_row_plan(RowPlan::new(shape, T::DTYPE, taken.alignment(), on.limits()));
+    let call = RowCall {
+        direction: Direction::Forward,
+        shape,
+        dtype: T::DTYPE,
+        align: taken.alignment(),
+        extra: !h.is_null(),
+    };
+    let plan = abi_row_plan(call.plan(&on.limits()));
     let launch = on.launchers().row_norm_fwd.expect("every build has this launcher");
     // SAFETY: every address is that of live memory of this device, or null where the header allows it; the op matched
     // each length to `shape` and to the strides; and `taken` holds the guards until after the call.
@@ -389,7 +396,14 @@ pub(crate) fn row_norm_bwd<D: Device, T: Element>(
         rms: i32::from(rms),
     };
     on.ready()?;
-    let plan = abi_row_plan(RowPlan::new(shape, T::DTYPE, taken.alignment(), on.limits()));
+    let call = RowCall {
+        direction: Direction::Backward,
+        shape,
+        dtype: T::DTYPE,
+        align: taken.alignment(),
+        extra: !dh.is_null(),
+    };
+    let plan = abi_row_plan(call.plan(&on.limits()));
     let launch = on.launchers().row_norm_bwd.expect("every build has this launcher");
     // SAFETY: as in `row_norm_fwd`; the op checked the workspace against the largest plan.
     let code = unsafe { launch(&raw, &plan, sys::wn_action::WN_LAUNCH, on.raw_stream()) };
@@ -430,7 +444,8 @@ impl Strides {
 pub(crate) fn probe<D: Device>(on: &D) -> Result<()> {
     on.enter()?;
     let launch = on.launchers().row_norm_fwd.expect("every build has this launcher");
-    let (args, plan) = (blank_row_fwd(DType::F32), abi_row_plan(blank_row_plan(RowStrategy::WarpPerRow, 1)));
+    let (args, plan) =
+        (blank_row_fwd(DType::F32), abi_row_plan(blank_row_plan(RowStrategy::WarpPerRow, 1, 1)));
     // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
     on.leave("probe", unsafe { launch(&args, &plan, sys::wn_action::WN_PREPARE, on.raw_stream()) })
 }
@@ -480,13 +495,22 @@ fn warm_up_rows<D: Device>(on: &D, dtype: DType, vec: usize) -> Result<()> {
     let forward = launchers.row_norm_fwd.expect("every build has this launcher");
     let backward = launchers.row_norm_bwd.expect("every build has this launcher");
     let (prepare, stream) = (sys::wn_action::WN_PREPARE, on.raw_stream());
-    for strategy in [RowStrategy::WarpPerRow, RowStrategy::BlockPerRow] {
-        let plan = abi_row_plan(blank_row_plan(strategy, vec));
-        for rms in [0, 1] {
+    for rms in [0, 1] {
+        for strategy in [RowStrategy::WarpPerRow, RowStrategy::Streaming] {
+            let plan = abi_row_plan(blank_row_plan(strategy, vec, 1));
             let args = sys::wn_row_norm_fwd { rms, ..blank_row_fwd(dtype) };
             // SAFETY: WN_PREPARE reads the enums and sizes of its arguments and follows no address.
             on.leave("warm_up", unsafe { forward(&args, &plan, prepare, stream) })?;
         }
+    }
+    // Every number of columns of a thread that there is a kernel for.
+    for (strategy, cols) in [
+        (RowStrategy::WarpPerRow, 8),
+        (RowStrategy::WarpPerRow, 16),
+        (RowStrategy::WarpPerRow, 32),
+        (RowStrategy::Streaming, vec),
+    ] {
+        let plan = abi_row_plan(blank_row_plan(strategy, vec, cols / vec));
         let args = blank_row_bwd(dtype);
         // SAFETY: as above.
         on.leave("warm_up", unsafe { backward(&args, &plan, prepare, stream) })?;
@@ -515,8 +539,22 @@ fn two_segment_plan(with_team: bool, tile: ChannelTile, vec: usize, team_vec: us
     ChannelPlan { strategy, team: with_team.then_some(team), stats: walk, apply: walk }
 }
 
-fn blank_row_plan(strategy: RowStrategy, vec: usize) -> RowPlan {
-    RowPlan { strategy, vec, parts: 1, span: 1 }
+/// Of a call for one column.
+fn blank_row_plan(strategy: RowStrategy, vec: usize, packs: usize) -> RowPlan {
+    let (threads, smem) = (32, 32 << 10);
+    RowPlan {
+        strategy,
+        vec,
+        threads,
+        lanes: 1,
+        cluster: 1,
+        stages: 1,
+        packs,
+        deep: false,
+        smem,
+        parts: 1,
+        span: 1,
+    }
 }
 
 fn blank_channel_fwd(dtype: DType) -> sys::wn_channel_norm_fwd {
@@ -704,10 +742,17 @@ fn abi_walk(walk: &ChannelWalk) -> sys::wn_channel_walk {
 fn abi_row_plan(plan: RowPlan) -> sys::wn_row_plan {
     sys::wn_row_plan {
         strategy: match plan.strategy {
-            RowStrategy::WarpPerRow => sys::wn_row_strategy::WN_WARP_PER_ROW,
-            RowStrategy::BlockPerRow => sys::wn_row_strategy::WN_BLOCK_PER_ROW,
+            RowStrategy::Streaming => sys::wn_row_strategy::WN_ROW_STREAMED,
+            _ => sys::wn_row_strategy::WN_ROW_HELD,
         },
         vec: plan.vec as i32,
+        threads: plan.threads as i32,
+        lanes: plan.lanes as i32,
+        cluster: plan.cluster as i32,
+        stages: plan.stages as i32,
+        packs: plan.packs as i32,
+        deep: i32::from(plan.deep),
+        smem: plan.smem as i32,
         parts: plan.parts as i32,
         span: plan.span as i64,
     }

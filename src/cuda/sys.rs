@@ -45,8 +45,8 @@ impl wn_join {
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct wn_join(pub ::core::ffi::c_uint);
 impl wn_row_strategy {
-    pub const WN_WARP_PER_ROW: wn_row_strategy = wn_row_strategy(0);
-    pub const WN_BLOCK_PER_ROW: wn_row_strategy = wn_row_strategy(1);
+    pub const WN_ROW_HELD: wn_row_strategy = wn_row_strategy(0);
+    pub const WN_ROW_STREAMED: wn_row_strategy = wn_row_strategy(1);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
@@ -386,12 +386,19 @@ const _: () = {
 pub struct wn_row_plan {
     pub strategy: wn_row_strategy,
     pub vec: i32,
+    pub threads: i32,
+    pub lanes: i32,
+    pub cluster: i32,
+    pub stages: i32,
+    pub packs: i32,
+    pub deep: i32,
+    pub smem: i32,
     pub parts: i32,
     pub span: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_row_plan"][::core::mem::size_of::<wn_row_plan>() - 24usize];
+    ["Size of wn_row_plan"][::core::mem::size_of::<wn_row_plan>() - 48usize];
     ["Alignment of wn_row_plan"][::core::mem::align_of::<wn_row_plan>() - 8usize];
     [
         "Offset of field: wn_row_plan::strategy",
@@ -400,11 +407,32 @@ const _: () = {
         "Offset of field: wn_row_plan::vec",
     ][::core::mem::offset_of!(wn_row_plan, vec) - 4usize];
     [
+        "Offset of field: wn_row_plan::threads",
+    ][::core::mem::offset_of!(wn_row_plan, threads) - 8usize];
+    [
+        "Offset of field: wn_row_plan::lanes",
+    ][::core::mem::offset_of!(wn_row_plan, lanes) - 12usize];
+    [
+        "Offset of field: wn_row_plan::cluster",
+    ][::core::mem::offset_of!(wn_row_plan, cluster) - 16usize];
+    [
+        "Offset of field: wn_row_plan::stages",
+    ][::core::mem::offset_of!(wn_row_plan, stages) - 20usize];
+    [
+        "Offset of field: wn_row_plan::packs",
+    ][::core::mem::offset_of!(wn_row_plan, packs) - 24usize];
+    [
+        "Offset of field: wn_row_plan::deep",
+    ][::core::mem::offset_of!(wn_row_plan, deep) - 28usize];
+    [
+        "Offset of field: wn_row_plan::smem",
+    ][::core::mem::offset_of!(wn_row_plan, smem) - 32usize];
+    [
         "Offset of field: wn_row_plan::parts",
-    ][::core::mem::offset_of!(wn_row_plan, parts) - 8usize];
+    ][::core::mem::offset_of!(wn_row_plan, parts) - 36usize];
     [
         "Offset of field: wn_row_plan::span",
-    ][::core::mem::offset_of!(wn_row_plan, span) - 16usize];
+    ][::core::mem::offset_of!(wn_row_plan, span) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

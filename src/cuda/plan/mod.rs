@@ -21,7 +21,7 @@ pub use channel::{
     channel_norm_workspace,
 };
 pub use device::{DeviceLimits, Work};
-pub use row::{RowPlan, RowStrategy, row_norm_workspace};
+pub use row::{Direction, RowCall, RowPlan, RowStrategy, row_norm_workspace};
 
 use crate::DType;
 pub use crate::shape::{ChannelShape, RowShape};

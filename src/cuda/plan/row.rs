@@ -1,24 +1,80 @@
 //! Plans of the row norms.
 
-use super::{BLOCKS_PER_SM, DeviceLimits, MAX_COLUMNS, THREADS, VEC_BYTES, WARP, WORKSPACE_CASES};
+use super::{
+    BLOCKS_PER_SM, Choice, DeviceLimits, LAST, MAX_BLOCKS, MAX_COLUMNS, Memo, Plan, THREADS, VEC_BYTES, WARP,
+    WORKSPACE_CASES, Work, choose_once, memo,
+};
 use crate::{DType, backend::WorkspaceLen, shape::RowShape};
 
-/// Columns up to which a warp holds a row in its registers; `kWarpRow` in `kernels/prim/row.cuh`.
+/// Columns up to which the threads of a warp may share a row, and not those of a block.
 pub(super) const WARP_ROW: usize = 1024;
-/// Rows of a part of the backward pass. A warp sums those it holds one after another, which for equal values errs by a
-/// quarter of a unit in the last place each: 128 rows in 8 warps leave 5 of the 8 units that the tests allow. Longer
-/// rows are summed with compensation; their parts end where the error of that would.
-pub(super) const WARP_ROWS_PER_PART: usize = 128;
-pub(super) const BLOCK_ROWS_PER_PART: usize = 2048;
+/// The most threads of a block that holds rows; `kHeldThreads` in `kernels/prim/row.cuh`.
+pub(super) const HELD_THREADS: usize = 512;
+/// The most blocks of a cluster; more than the portable 8 only for rows that 8 blocks cannot hold well.
+pub(super) const MAX_CLUSTER: usize = 16;
+const PORTABLE_CLUSTER: usize = 8;
+const LARGE_CLUSTER_COLS: usize = 1 << 16;
+/// Shared memory that the held kernels declare themselves: room for merges, a little more than there is.
+pub(super) const HELD_STATIC: usize = 512;
+
+/// Columns that a thread may own in the backward pass, and how many threads of such an SM has registers for, with
+/// `kHeldThreads` and `held_bwd_threads` in mind.
+const OWNED: [Owned; 3] = [
+    Owned { cols: 8, block: 256, per_sm: 768 },
+    Owned { cols: 16, block: 512, per_sm: 512 },
+    Owned { cols: 32, block: 512, per_sm: 512 },
+];
+/// The same, forward, where the registers do not depend on the columns.
+const FORWARD_PER_SM: usize = 1024;
+
+struct Owned {
+    cols: usize,
+    block: usize,
+    per_sm: usize,
+}
+
+/// Rows that a thread sums in registers: without sums of sums, and with them; `kernels/row_norm_bwd.cuh`.
+pub(super) const FLAT_CHAIN: usize = 16;
+pub(super) const DEEP_CHAIN: usize = 8 * 16;
+/// Rows of a part where rows are streamed. They are summed with compensation; parts end where the error of that would.
+pub(super) const STREAMED_ROWS_PER_PART: usize = 2048;
 
 /// How the elements of a row are shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RowStrategy {
-    /// The row stays in the registers of one warp.
+    /// The threads of a warp hold one row or several.
     WarpPerRow,
-    /// A block reads the row twice.
+    /// The threads of a block hold one row or several.
     BlockPerRow,
+    /// The blocks of a cluster hold a row.
+    ClusterPerRow,
+    /// A block reads the row twice.
+    Streaming,
+}
+
+/// Which way a plan goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From x to y.
+    Forward,
+    /// From dy to dx.
+    Backward,
+}
+
+/// What plans may know of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowCall {
+    /// Which way.
+    pub direction: Direction,
+    /// Rows and columns.
+    pub shape: RowShape,
+    /// Of the tensors.
+    pub dtype: DType,
+    /// Divides every address and every distance between rows, in bytes.
+    pub align: usize,
+    /// Whether there is a residual, or a gradient to add.
+    pub extra: bool,
 }
 
 /// How to run a row norm. Who owns a row, and in which order, does not depend on the number of rows, so a row's bits do
@@ -29,29 +85,308 @@ pub struct RowPlan {
     pub strategy: RowStrategy,
     /// Elements per memory access: 16 bytes' worth, or 1.
     pub vec: usize,
-    /// Backward: partial sums of the gradients of weight and bias, each by blocks of its own.
+    /// Threads of a block.
+    pub threads: usize,
+    /// Threads of a block that share a row.
+    pub lanes: usize,
+    /// Blocks that share a row.
+    pub cluster: usize,
+    /// Rows that each group of lanes has in shared memory: one to compute, and the next one where there are two.
+    pub stages: usize,
+    /// Accesses of a thread per row and tensor.
+    pub packs: usize,
+    /// Backward: there is shared memory for sums of sums of columns.
+    pub deep: bool,
+    /// Bytes of shared memory of a block.
+    pub smem: usize,
+    /// Blocks or clusters. Backward: partial sums of the gradients of weight and bias, each by its own.
     pub parts: usize,
     /// Backward: rows of one part.
     pub span: usize,
 }
 
-impl RowPlan {
-    /// `align` divides every address and every distance between rows, in bytes.
-    pub fn new(shape: RowShape, dtype: DType, align: usize, device: DeviceLimits) -> Self {
-        let wide = VEC_BYTES / dtype.size();
-        let vec = if align.is_multiple_of(VEC_BYTES) && shape.cols().is_multiple_of(wide) { wide } else { 1 };
-        let (strategy, tiles, most) = match shape.cols() <= WARP_ROW {
-            true => (RowStrategy::WarpPerRow, 1, WARP_ROWS_PER_PART),
-            false => {
-                (RowStrategy::BlockPerRow, shape.cols().div_ceil(MAX_COLUMNS * vec), BLOCK_ROWS_PER_PART)
+impl RowCall {
+    /// Elements per memory access.
+    fn vec(&self) -> usize {
+        let wide = VEC_BYTES / self.dtype.size();
+        if self.align.is_multiple_of(VEC_BYTES) && self.shape.cols().is_multiple_of(wide) { wide } else { 1 }
+    }
+
+    /// Tensors that a row is held of.
+    fn tensors(&self) -> usize {
+        usize::from(self.direction == Direction::Backward) + 1 + usize::from(self.extra)
+    }
+
+    /// The same with so many rows that only the bandwidth of memory counts: where strategies are compared, as the choice
+    /// must not depend on rows.
+    fn reference(&self) -> Self {
+        const BYTES: usize = 1 << 28;
+        let rows = (BYTES / (self.shape.cols().max(1) * self.dtype.size())).max(1024);
+        Self { shape: RowShape::new(rows, self.shape.cols()).unwrap_or(self.shape), ..*self }
+    }
+
+    /// All legal plans. The last one, which streams, always is.
+    pub fn candidates(&self, device: &DeviceLimits) -> Vec<RowPlan> {
+        let mut all = Vec::with_capacity(48);
+        self.each_candidate(device, |plan| all.push(plan));
+        all
+    }
+
+    fn each_candidate(&self, device: &DeviceLimits, mut take: impl FnMut(RowPlan)) {
+        let mut found = false;
+        let backward = self.direction == Direction::Backward;
+        self.each_held(backward, device, |plan| {
+            found = true;
+            take(plan);
+        });
+        if backward && !found {
+            // Without sums of sums parts are short, and the workspace large.
+            self.each_held(false, device, &mut take);
+        }
+        take(self.streaming(self.vec(), device));
+    }
+
+    fn each_held(&self, deep: bool, device: &DeviceLimits, mut take: impl FnMut(RowPlan)) {
+        let (cols, vec) = (self.shape.cols(), self.vec());
+        let accesses = (cols / vec).max(1);
+        let mut held = |strategy, threads: usize, lanes: usize, cluster| {
+            let packs = accesses.div_ceil(cluster).div_ceil(lanes);
+            if self.direction == Direction::Backward {
+                let Some(owned) = OWNED.iter().find(|owned| packs * vec <= owned.cols) else { return };
+                // Groups of a block merge where the sums of sums are.
+                if threads > owned.block || !deep && threads != lanes.max(WARP) {
+                    return;
+                }
+            }
+            let behind = if deep { 2 * size_of::<f32>() } else { 0 };
+            for stages in [2, 1] {
+                let smem = packs * threads * vec * (stages * self.tensors() * self.dtype.size() + behind);
+                let (parts, span) = (1, 1);
+                let plan = RowPlan {
+                    strategy,
+                    vec,
+                    threads,
+                    lanes,
+                    cluster,
+                    stages,
+                    packs,
+                    deep,
+                    smem,
+                    parts,
+                    span,
+                };
+                if let Some(plan) = plan.cut(self, device) {
+                    take(plan);
+                }
             }
         };
-        let row_peers = THREADS / WARP; // warps, or threads of a column
-        let to_fill = (device.sms * BLOCKS_PER_SM).div_ceil(tiles).min(shape.rows().div_ceil(row_peers));
-        let for_chains = shape.rows().div_ceil(most);
-        let span = shape.rows().div_ceil(to_fill.max(for_chains).max(1)).next_multiple_of(row_peers);
-        let span = span.max(row_peers);
-        Self { strategy, vec, parts: shape.rows().div_ceil(span).max(1), span }
+        if cols <= WARP_ROW {
+            for lanes in [1, 2, 4, 8, 16, 32] {
+                // No more than half of the lanes idle, and no more than 32 accesses each.
+                if accesses > lanes / 2 && accesses <= 32 * lanes {
+                    held(RowStrategy::WarpPerRow, THREADS, lanes, 1);
+                }
+            }
+            return;
+        }
+        for lanes in [64, 128, THREADS, HELD_THREADS] {
+            if accesses > lanes / 2 {
+                held(RowStrategy::BlockPerRow, THREADS.max(lanes), lanes, 1);
+            }
+        }
+        let large = cols > LARGE_CLUSTER_COLS && device.cluster >= PORTABLE_CLUSTER;
+        let most = if large { MAX_CLUSTER } else { device.cluster };
+        for cluster in [2, 4, 8, 16].into_iter().filter(|&cluster| cluster <= most) {
+            for threads in [THREADS, HELD_THREADS] {
+                if accesses >= cluster * threads {
+                    held(RowStrategy::ClusterPerRow, threads, threads, cluster);
+                }
+            }
+        }
+    }
+
+    /// A block reads its row twice, a grid of tiles of columns gathers the gradients of weight and bias.
+    fn streaming(&self, vec: usize, device: &DeviceLimits) -> RowPlan {
+        let rows = self.shape.rows();
+        let tiles = self.shape.cols().div_ceil(MAX_COLUMNS * vec).max(1);
+        let warps = THREADS / WARP;
+        let to_fill = (device.sms * BLOCKS_PER_SM).div_ceil(tiles).min(rows.div_ceil(warps));
+        let for_chains = rows.div_ceil(STREAMED_ROWS_PER_PART);
+        let span = rows.div_ceil(to_fill.max(for_chains).max(1)).next_multiple_of(warps).max(warps);
+        RowPlan {
+            strategy: RowStrategy::Streaming,
+            vec,
+            threads: THREADS,
+            lanes: THREADS,
+            cluster: 1,
+            stages: 1,
+            packs: 1,
+            deep: false,
+            smem: 0,
+            parts: rows.div_ceil(span).max(1),
+            span,
+        }
+    }
+
+    /// The plan that is predicted to be fastest where rows are many, and its grid for the rows there are.
+    pub(crate) fn plan(&self, device: &DeviceLimits) -> RowPlan {
+        let reference = self.reference();
+        let of_many = |plan: &RowPlan| plan.cost_of_many(&reference, device);
+        let plan = choose_once(&PLANS, (*self, *device), || self.candidates(device), of_many, Plan::Row);
+        // What is predicted is told of this call, and not of the one that strategies are compared for.
+        let seconds = plan.work(self, device).seconds(device);
+        LAST.set(LAST.get().map(|choice| Choice { seconds, ..choice }));
+        plan
+    }
+}
+
+thread_local! {
+    static PLANS: Memo<(RowCall, DeviceLimits), (RowPlan, Choice)> = Memo::default();
+    static WORKSPACES: Memo<(RowShape, DeviceLimits), WorkspaceLen> = Memo::default();
+}
+
+impl RowPlan {
+    /// Rows that a block has at a time.
+    fn groups(&self) -> usize {
+        self.threads / self.lanes
+    }
+
+    /// Blocks of an SM.
+    pub(super) fn per_sm(&self, direction: Direction, device: &DeviceLimits) -> usize {
+        let registers = match direction {
+            Direction::Forward => FORWARD_PER_SM,
+            Direction::Backward => {
+                let owned = OWNED.iter().find(|owned| self.packs * self.vec <= owned.cols);
+                owned.map_or(0, |owned| owned.per_sm)
+            }
+        };
+        device.blocks_per_sm(self.threads, self.smem + HELD_STATIC, registers / self.threads)
+    }
+
+    /// Blocks, or clusters, that are on the device at a time.
+    fn resident(&self, direction: Direction, device: &DeviceLimits) -> usize {
+        let blocks = device.sms * self.per_sm(direction, device);
+        // A cluster lies within a group of some 16 SMs, of which a large one leaves some idle.
+        if self.cluster > PORTABLE_CLUSTER { blocks / (self.cluster + 2) } else { blocks / self.cluster }
+    }
+
+    /// With the grid for the rows of a call; `None` where it does not fit the device.
+    fn cut(self, call: &RowCall, device: &DeviceLimits) -> Option<Self> {
+        let (rows, groups) = (call.shape.rows().max(1), self.groups());
+        let resident = match self.resident(call.direction, device) {
+            0 if self.per_sm(call.direction, device) > 0 && self.cluster <= device.sms => 1,
+            resident => resident,
+        };
+        if resident == 0 {
+            return None;
+        }
+        let chain = match (call.direction, self.deep) {
+            (Direction::Forward, _) => rows,
+            (Direction::Backward, true) => DEEP_CHAIN,
+            (Direction::Backward, false) => FLAT_CHAIN,
+        };
+        let waves = rows.div_ceil(resident.saturating_mul(chain.saturating_mul(groups)));
+        let parts = resident.saturating_mul(waves).min(rows.div_ceil(groups));
+        let span = rows.div_ceil(parts).next_multiple_of(groups);
+        let parts = rows.div_ceil(span);
+        (parts.saturating_mul(self.cluster) <= MAX_BLOCKS).then_some(Self { parts, span, ..self })
+    }
+
+    /// What it is predicted to take where rows are many.
+    fn cost_of_many(&self, reference: &RowCall, device: &DeviceLimits) -> f64 {
+        let plan = match self.strategy {
+            RowStrategy::Streaming => reference.streaming(self.vec, device),
+            _ => self.cut(reference, device).unwrap_or(*self),
+        };
+        plan.work(reference, device).seconds(device)
+    }
+
+    /// What it makes the device do.
+    ///
+    /// The figures of instructions are counted from the sources and those of latencies are published ones of others for
+    /// H100; nothing here is measured.
+    pub fn work(&self, call: &RowCall, device: &DeviceLimits) -> Work {
+        let (rows, cols) = (call.shape.rows() as f64, call.shape.cols() as f64);
+        let tensor = rows * cols * call.dtype.size() as f64;
+        let backward = call.direction == Direction::Backward;
+        let read = call.tensors() as f64 * tensor;
+        let written = if backward || !call.extra { tensor } else { 2.0 * tensor };
+        let partials = if backward { 2.0 * 4.0 * self.parts as f64 * cols } else { 0.0 };
+        let folds = usize::from(backward);
+        let mut work = Work {
+            launches: 1 + folds,
+            dram_bytes: read + written + partials + 8.0 * rows,
+            l2_bytes: 0.0,
+            barriers: 0.0,
+            busy: 1.0,
+        };
+        if 2.0 * partials < device.l2 as f64 {
+            work.l2_bytes += partials
+        } else {
+            work.dram_bytes += partials
+        }
+        if self.strategy == RowStrategy::Streaming {
+            work.launches += folds;
+            let row_bytes = tensor / rows.max(1.0) * call.tensors() as f64;
+            let at_a_time = row_bytes * (device.sms * BLOCKS_PER_SM) as f64;
+            let again =
+                if 2.0 * at_a_time < device.l2 as f64 { &mut work.l2_bytes } else { &mut work.dram_bytes };
+            *again += if backward { 2.0 * tensor } else { tensor };
+            if backward {
+                work.dram_bytes += 2.0 * tensor; // the kernel of the parameters
+            }
+            work.busy = (rows / device.sms as f64).clamp(1e-3, 1.0) * 0.9;
+            return work;
+        }
+        let at_full_speed = (work.dram_bytes + 0.5 * work.l2_bytes) * 1e-9 / device.copy_gb_per_s as f64;
+        work.busy = at_full_speed / at_full_speed.max(self.seconds_held(call, device)).max(1e-12);
+        work
+    }
+
+    /// The longest of: what memory takes for what is asked of it at a time; what the SMs take for instructions; and what
+    /// a group of threads takes for its rows one after another.
+    fn seconds_held(&self, call: &RowCall, device: &DeviceLimits) -> f64 {
+        const LATENCY: f64 = 0.9e-6; // of memory under load
+        const CLOCK: f64 = 1.5e9;
+        let (rows, cols) = (call.shape.rows() as f64, call.shape.cols() as f64);
+        let backward = call.direction == Direction::Backward;
+        let groups = self.groups() as f64;
+        let resident = self.resident(call.direction, device).max(1).min(self.parts) as f64;
+        let rounds = (rows / (groups * resident)).ceil();
+
+        let read = call.tensors() as f64 * call.dtype.size() as f64;
+        let asked = resident * groups * cols * read * if self.stages == 2 { 1.5 } else { 0.6 };
+        let whole_lines = (self.lanes * self.vec * call.dtype.size()).min(128) as f64 / 128.0;
+        let speed = device.copy_gb_per_s as f64 * 1e9 * (0.8 + 0.2 * whole_lines);
+        let memory = rows * cols * read / speed.min(asked / LATENCY) / if backward { 0.67 } else { 0.5 }
+            * if asked / LATENCY < speed { 0.7 } else { 1.0 };
+
+        let block_warps = self.threads as f64 / WARP as f64;
+        let row_warps = self.lanes as f64 * self.cluster as f64 / WARP as f64;
+        let steps = |lanes: usize| lanes.ilog2() as f64;
+        let merge = steps(self.lanes.min(WARP)) + steps((self.lanes / WARP).max(1)) + steps(self.cluster);
+        let merges = row_warps * (60.0 + merge * if backward { 5.0 } else { 20.0 });
+        let lanes_idle = (self.packs * self.vec * self.lanes * self.cluster) as f64;
+        let per_element = match (backward, self.vec) {
+            (false, 1) => 25.0,
+            (false, _) => 14.0,
+            (true, 1) => 45.0,
+            (true, _) => 26.0,
+        };
+        let instructions = rows * (lanes_idle * per_element / WARP as f64 + merges);
+        let sms = device.sms as f64;
+        let warps_per_sm = (resident * self.cluster as f64 * block_warps / sms).max(0.1);
+        let issued = sms * CLOCK * 4.0 * 0.75 * (warps_per_sm / 16.0).min(1.0);
+
+        let waits = match self.strategy {
+            RowStrategy::WarpPerRow => 0.2e-6,
+            RowStrategy::BlockPerRow => 0.4e-6,
+            _ => 1.6e-6,
+        };
+        let alone = (lanes_idle / row_warps) * per_element / WARP as f64 * 2.0 / CLOCK;
+        let load = if self.stages == 2 { 0.0 } else { LATENCY };
+        let chain = LATENCY + rounds * (waits + alone + load);
+        memory.max(instructions / issued).max(chain)
     }
 
     /// What a backward pass needs of a workspace.
@@ -60,11 +395,17 @@ impl RowPlan {
     }
 }
 
-/// What is enough for every type and every alignment.
+/// What is enough for every type and every alignment, and for every legal plan.
 pub fn row_norm_workspace(shape: RowShape, device: DeviceLimits) -> WorkspaceLen {
-    let mut enough = WorkspaceLen::default();
-    for (dtype, align) in WORKSPACE_CASES {
-        enough = enough.max(RowPlan::new(shape, dtype, align, device).workspace(shape));
-    }
-    enough
+    memo(&WORKSPACES, (shape, device), || {
+        let mut enough = WorkspaceLen::default();
+        let cases = WORKSPACE_CASES.into_iter().chain([(DType::F16, 1)]);
+        for (dtype, align) in cases {
+            for extra in [false, true] {
+                let call = RowCall { direction: Direction::Backward, shape, dtype, align, extra };
+                call.each_candidate(&device, |plan| enough = enough.max(plan.workspace(shape)));
+            }
+        }
+        enough
+    })
 }

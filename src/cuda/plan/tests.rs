@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    row::{BLOCK_ROWS_PER_PART, WARP_ROW, WARP_ROWS_PER_PART},
+    row::{DEEP_CHAIN, FLAT_CHAIN, HELD_STATIC, HELD_THREADS, MAX_CLUSTER, STREAMED_ROWS_PER_PART, WARP_ROW},
     *,
 };
 
@@ -17,24 +17,70 @@ proptest! {
     }
 }
 
+const DEVICES: [DeviceLimits; 4] =
+    [DeviceLimits::H200, DeviceLimits::A100, DeviceLimits::RTX_4090, DeviceLimits::SMALL];
+
 fn check_row_plans(rows: usize, cols: usize, align: usize, sms: usize) {
-    let (shape, device) = (RowShape::new(rows, cols).unwrap(), DeviceLimits { sms, ..DeviceLimits::H200 });
+    for device in DEVICES {
+        check_row_plans_on(rows, cols, align, DeviceLimits { sms, ..device });
+    }
+}
+
+fn check_row_plans_on(rows: usize, cols: usize, align: usize, device: DeviceLimits) {
+    let shape = RowShape::new(rows, cols).unwrap();
     let enough = row_norm_workspace(shape, device);
     for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let plan = RowPlan::new(shape, dtype, align, device);
-        assert_eq!(cols % plan.vec, 0, "{plan:?}");
-        assert!(plan.vec == 1 || plan.vec * dtype.size() == VEC_BYTES && align >= 16, "{plan:?}");
-        assert!(plan.strategy == RowStrategy::BlockPerRow || cols <= WARP_ROW, "{plan:?}");
-        assert!(plan.parts * plan.span >= rows, "all rows: {plan:?}");
-        let (most, tiles) = match plan.strategy {
-            RowStrategy::WarpPerRow => (WARP_ROWS_PER_PART, 1),
-            RowStrategy::BlockPerRow => (BLOCK_ROWS_PER_PART, cols.div_ceil(MAX_COLUMNS * plan.vec)),
-        };
-        assert!(plan.span <= most, "chain of rows: {plan:?}");
+        for direction in [Direction::Forward, Direction::Backward] {
+            for extra in [false, true] {
+                let call = RowCall { direction, shape, dtype, align, extra };
+                let all = call.candidates(&device);
+                assert!(!all.is_empty(), "no shape is without a plan: {call:?}");
+                for plan in &all {
+                    check_row_plan(plan, &call, &device);
+                    if direction == Direction::Backward {
+                        let needed = plan.workspace(shape);
+                        assert_eq!(needed.max(enough), enough, "the workspace is enough: {plan:?}");
+                    }
+                }
+                let chosen = call.plan(&device);
+                let one = RowShape::new(1, cols).unwrap();
+                let alone = RowCall { shape: one, ..call }.plan(&device);
+                let tree = |p: RowPlan| (p.strategy, p.vec, p.threads, p.lanes, p.cluster, p.packs);
+                assert_eq!(tree(chosen), tree(alone), "a row's bits: {chosen:?}");
+            }
+        }
+    }
+}
+
+/// What the kernels take for granted.
+fn check_row_plan(plan: &RowPlan, call: &RowCall, device: &DeviceLimits) {
+    let (rows, cols) = (call.shape.rows(), call.shape.cols());
+    assert_eq!(cols % plan.vec, 0, "{plan:?}");
+    assert!(plan.vec == 1 || plan.vec * call.dtype.size() == VEC_BYTES && call.align >= 16, "{plan:?}");
+    assert!(plan.parts >= 1 && plan.parts * plan.cluster <= MAX_BLOCKS, "the grid fits: {plan:?}");
+    assert!(plan.parts * plan.span >= rows, "all rows: {plan:?}");
+    assert!((plan.parts - 1) * plan.span < rows.max(1), "no part is empty: {plan:?}");
+    if plan.strategy == RowStrategy::Streaming {
+        let tiles = cols.div_ceil(MAX_COLUMNS * plan.vec);
+        assert!(plan.span <= STREAMED_ROWS_PER_PART, "chain of rows: {plan:?}");
         assert!(plan.parts * tiles <= MAX_BLOCKS, "the grid fits: {plan:?}");
-        assert_eq!(plan.workspace(shape).max(enough), enough, "the workspace is enough: {plan:?}");
-        let alone = RowPlan::new(RowShape::new(1, cols).unwrap(), dtype, align, device);
-        assert_eq!((plan.strategy, plan.vec), (alone.strategy, alone.vec), "a row's bits: {plan:?}");
+        return;
+    }
+    let block = plan.lanes * plan.packs * plan.vec;
+    assert!(block * plan.cluster >= cols, "all columns: {plan:?}");
+    assert!(plan.lanes.is_power_of_two() && plan.threads.is_power_of_two(), "{plan:?}");
+    assert!(plan.lanes <= plan.threads && (WARP..=HELD_THREADS).contains(&plan.threads), "{plan:?}");
+    assert!(plan.strategy != RowStrategy::WarpPerRow || plan.lanes <= WARP && cols <= WARP_ROW, "{plan:?}");
+    assert!(plan.cluster.is_power_of_two() && plan.cluster <= MAX_CLUSTER, "{plan:?}");
+    assert!(plan.cluster <= 8 || device.cluster >= 8, "not portable: {plan:?}");
+    assert!(plan.cluster == 1 || device.cluster > 1 && plan.lanes == plan.threads, "{plan:?}");
+    assert!(plan.smem + HELD_STATIC <= device.smem_per_block, "fits shared memory: {plan:?}");
+    assert!(plan.per_sm(call.direction, device) >= 1, "fits an SM: {plan:?}");
+    if call.direction == Direction::Backward {
+        let groups = plan.threads / plan.lanes;
+        let chain = if plan.deep { DEEP_CHAIN } else { FLAT_CHAIN };
+        assert!(plan.span <= chain * groups, "chain of rows: {plan:?}");
+        assert!(plan.packs * plan.vec <= 32, "columns of a thread: {plan:?}");
     }
 }
 

@@ -1,0 +1,109 @@
+//! Every legal plan of a row norm gives the right numbers, moves no more bytes than it must, and gives a row the same
+//! bits whatever came with it.
+
+use warpnorm::{
+    Element, Emulated,
+    cuda::plan::{DeviceLimits, Direction, RowCall, RowShape, with_candidate},
+    half::{bf16, f16},
+};
+
+use crate::support::{
+    check,
+    data::{accumulating, layer_norm, rms_norm, with_residual},
+    expect_same_bits, outputs,
+    problem::Problem,
+    run::{Options, Params},
+    small,
+};
+
+/// Two devices of few multiprocessors: of little shared memory, and of much.
+fn devices() -> [Emulated; 2] {
+    [DeviceLimits::SMALL, DeviceLimits { sms: 4, ..DeviceLimits::H200 }].map(Emulated::describing)
+}
+
+/// Calls `body` within each candidate of the problem's forward and backward pass; where one has fewer, its last runs
+/// again.
+fn with_each_candidate<T: Element>(on: &Emulated, problem: &Problem, mut body: impl FnMut()) {
+    let count = |direction| {
+        let shape = RowShape::new(problem.dy.len() / problem.cols(), problem.cols()).unwrap();
+        let extra = problem.residual.is_some();
+        RowCall { direction, shape, dtype: T::DTYPE, align: 16, extra }.candidates(&on.limits()).len()
+    };
+    for index in 0..count(Direction::Forward).max(count(Direction::Backward)) {
+        with_candidate(index, &mut body);
+    }
+}
+
+fn of_every_strategy() -> Vec<[usize; 2]> {
+    match small() {
+        true => vec![[5, 3], [19, 128], [3, 1001]],
+        false => vec![[5, 3], [35, 128], [9, 1001], [5, 1536], [3, 2051], [2, 8200]],
+    }
+}
+
+fn every_plan_is_within_the_rule<T: Element>() {
+    for on in devices() {
+        for (seed, dims) in (0u64..).zip(of_every_strategy()) {
+            for plain in [layer_norm(&dims, 1, seed), rms_norm(&dims, 1, seed)] {
+                let full = accumulating(with_residual(plain.clone(), seed), seed);
+                let strided =
+                    Options { gap: 16, params: Params::F32, grads: Params::F32, ..Options::default() };
+                let in_place = Options { in_place: true, ..Options::default() };
+                with_each_candidate::<T>(&on, &plain, || drop(check::<T, _>(&on, &plain, &in_place)));
+                with_each_candidate::<T>(&on, &full, || drop(check::<T, _>(&on, &full, &strided)));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_plan_is_within_the_rule_f32() {
+    every_plan_is_within_the_rule::<f32>();
+}
+
+#[test]
+fn every_plan_is_within_the_rule_f16() {
+    every_plan_is_within_the_rule::<f16>();
+}
+
+#[test]
+fn every_plan_is_within_the_rule_bf16() {
+    every_plan_is_within_the_rule::<bf16>();
+}
+
+/// Sums of equal values in every plan's order, over as many rows as a thread of a part takes, and more.
+#[test]
+fn every_plan_sums_a_constant_gradient_within_the_rule() {
+    let shapes: &[[usize; 2]] = if small() { &[[300, 8]] } else { &[[5000, 8], [400, 128], [150, 1032]] };
+    for on in devices() {
+        for dims in shapes {
+            let problem = layer_norm(dims, 1, 3);
+            let dy = vec![1.0 / 3.0; problem.dy.len()];
+            let problem = Problem { dy, ..problem };
+            with_each_candidate::<f32>(&on, &problem, || {
+                drop(check::<f32, _>(&on, &problem, &Options::default()))
+            });
+        }
+    }
+}
+
+#[test]
+fn in_every_plan_a_row_alone_gives_the_bits_it_gives_among_others() {
+    for on in devices() {
+        for [rows, cols] in [[33, 24], [5, 520], [3, 1544], [2, 8200]] {
+            let problem = layer_norm(&[rows, cols], 1, 8).rounded(f16::DTYPE, warpnorm::DType::F32);
+            with_each_candidate::<f16>(&on, &problem, || {
+                let all = outputs::<f16, _>(&on, &problem, &Options::default());
+                for row in [0, rows - 1] {
+                    let of = |values: &[f64]| values[row * cols..(row + 1) * cols].to_vec();
+                    let mut alone = problem.clone();
+                    (alone.dims[0], alone.x, alone.dy) = (1, vec![of(&problem.x[0])], of(&problem.dy));
+                    let mut got = outputs::<f16, _>(&on, &alone, &Options::default());
+                    got.retain(|name, _| *name == "y" || *name == "dx");
+                    let want = got.keys().map(|&name| (name, of(&all[name]))).collect();
+                    expect_same_bits(&format!("row {row} of [{rows}, {cols}]"), &got, &want);
+                }
+            });
+        }
+    }
+}
