@@ -35,3 +35,5 @@ mod segments;
 #[cfg(feature = "emulator")]
 mod strategies;
 mod sums;
+#[cfg(feature = "emulator-check")]
+mod traffic;

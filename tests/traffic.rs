@@ -1,0 +1,51 @@
+//! The table that the example `traffic` prints: what each strategy may move, over the least that any kernel must.
+
+#[path = "../examples/traffic/table.rs"]
+mod table;
+
+use table::Row;
+
+/// Bytes to and from memory, all bytes, and kernels: the most that a row may have. All bytes include what each thread
+/// reads of parameters, statistics and partial results, which is little of a large tensor only.
+struct Most {
+    dram: f64,
+    raw: f64,
+}
+
+fn check(row: &Row, most: &Most) {
+    assert!(row.dram() <= most.dram, "{:.3} of the floor to and from memory: {row:?}", row.dram());
+    assert!(row.raw() <= most.raw, "{:.3} of the floor: {row:?}", row.raw());
+}
+
+#[test]
+fn channel_norms_move_what_their_strategy_may() {
+    let rows = table::channel_norms().unwrap();
+    for strategy in ["Resident", "Wave", "apply"] {
+        assert!(rows.iter().any(|row| row.strategy == strategy), "no call was {strategy}");
+    }
+    for row in &rows {
+        // Odd channels make narrow accesses, of whose sectors neighbors read parts; so do few values a slab.
+        let is_wide = !row.shape.contains("35]") && !row.shape.starts_with("[256, 64]");
+        let is_large = row.floor >= 1 << 20;
+        match row.strategy.as_str() {
+            "Resident" if is_wide && is_large => check(row, &Most { dram: 1.02, raw: 1.7 }),
+            "Resident" if is_wide => check(row, &Most { dram: 1.06, raw: 4.0 }),
+            // Twice the chip and less: a part of the second read is from memory.
+            "Wave" if is_wide => check(row, &Most { dram: 1.6, raw: 2.4 }),
+            "apply" => check(row, &Most { dram: 1.02, raw: 1.4 }),
+            _ => {}
+        }
+        // Statistics over several segments are added up by a kernel of their own.
+        let more = usize::from(row.kernels.contains("fold_params") || row.kernels.contains("running"));
+        assert_eq!(row.launches, 1 + more, "{row:?}");
+    }
+}
+
+#[test]
+fn row_norms_are_read_once() {
+    for row in &table::row_norms().unwrap() {
+        assert_ne!(row.strategy, "Streaming", "{row:?}");
+        let partials = if row.op.ends_with("bwd") { 1.15 } else { 1.02 };
+        assert!(row.dram() <= partials, "{:.3} of the floor to and from memory: {row:?}", row.dram());
+    }
+}
