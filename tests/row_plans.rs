@@ -2,8 +2,8 @@
 //! bits whatever came with it.
 
 use warpnorm::{
-    Element, Emulated,
-    cuda::plan::{DeviceLimits, Direction, RowCall, RowShape, with_candidate},
+    Affine, DType, Element, Emulated, LayerNorm, Tensor,
+    cuda::plan::{DeviceLimits, Direction, RowCall, RowShape, RowStrategy, with_candidate},
     half::{bf16, f16},
 };
 
@@ -91,7 +91,7 @@ fn every_plan_sums_a_constant_gradient_within_the_rule() {
 fn in_every_plan_a_row_alone_gives_the_bits_it_gives_among_others() {
     for on in devices() {
         for [rows, cols] in [[33, 24], [5, 520], [3, 1544], [2, 8200]] {
-            let problem = layer_norm(&[rows, cols], 1, 8).rounded(f16::DTYPE, warpnorm::DType::F32);
+            let problem = layer_norm(&[rows, cols], 1, 8).rounded(f16::DTYPE, DType::F32);
             with_each_candidate::<f16>(&on, &problem, || {
                 let all = outputs::<f16, _>(&on, &problem, &Options::default());
                 for row in [0, rows - 1] {
@@ -104,6 +104,46 @@ fn in_every_plan_a_row_alone_gives_the_bits_it_gives_among_others() {
                     expect_same_bits(&format!("row {row} of [{rows}, {cols}]"), &got, &want);
                 }
             });
+        }
+    }
+}
+
+/// Forward: x and y, and a mean and an rstd a row. Backward: x, dy and dx, what was saved, which each thread of a row
+/// reads, and partial sums of the gradients of weight and bias. Only plans that stream read more.
+#[test]
+fn a_plan_that_holds_its_rows_moves_the_floor_and_no_more() {
+    if !Emulated::checks() {
+        return eprintln!("skipped: bytes are counted with the feature `emulator-check`");
+    }
+    for on in devices() {
+        for [rows, cols] in [[24, 640], [10, 128], [5, 1536], [3, 4100]] {
+            let x = Tensor::from_slice(&on, &vec![1.0_f32; rows * cols], &[rows, cols]).unwrap();
+            let ones = Tensor::from_slice(&on, &vec![1.0_f32; cols], &[cols]).unwrap();
+            let norm = LayerNorm::new(cols);
+            let saved = norm.forward(&on, &x, Affine::None).unwrap();
+            let tensor = 4 * rows * cols;
+            let shape = RowShape::new(rows, cols).unwrap();
+            let held = |direction| {
+                let call = RowCall { direction, shape, dtype: DType::F32, align: 16, extra: false };
+                let all = call.candidates(&on.limits()).into_iter().enumerate();
+                all.filter(|(_, plan)| plan.strategy != RowStrategy::Streaming)
+            };
+            let bytes = |index, body: &dyn Fn()| {
+                let ((), launches) = on.record(|| with_candidate(index, body));
+                (launches[0].bytes_read as usize, launches[0].bytes_written as usize)
+            };
+            for (index, plan) in held(Direction::Forward) {
+                let moved = bytes(index, &|| drop(norm.forward(&on, &x, Affine::None).unwrap()));
+                assert_eq!(moved, (tensor, tensor + 8 * rows), "{plan:?}");
+            }
+            for (index, plan) in held(Direction::Backward) {
+                let back = |affine| drop(norm.backward(&on, &x, &x, affine, &saved).unwrap());
+                let moved = bytes(index, &|| back(Affine::None));
+                let stats = 8 * plan.lanes * plan.cluster * rows;
+                assert_eq!(moved, (2 * tensor + stats, tensor), "{plan:?}");
+                let (_, written) = bytes(index, &|| back(Affine::same(&ones, &ones)));
+                assert_eq!(written, tensor + 8 * plan.parts * cols, "{plan:?}");
+            }
         }
     }
 }

@@ -119,7 +119,7 @@ impl RowCall {
 
     /// The same with so many rows that only the bandwidth of memory counts: where strategies are compared, as the choice
     /// must not depend on rows.
-    fn reference(&self) -> Self {
+    pub(super) fn reference(&self) -> Self {
         const BYTES: usize = 1 << 28;
         let rows = (BYTES / (self.shape.cols().max(1) * self.dtype.size())).max(1024);
         Self { shape: RowShape::new(rows, self.shape.cols()).unwrap_or(self.shape), ..*self }
@@ -358,8 +358,8 @@ impl RowPlan {
         let asked = resident * groups * cols * read * if self.stages == 2 { 1.5 } else { 0.6 };
         let whole_lines = (self.lanes * self.vec * call.dtype.size()).min(128) as f64 / 128.0;
         let speed = device.copy_gb_per_s as f64 * 1e9 * (0.8 + 0.2 * whole_lines);
-        let memory = rows * cols * read / speed.min(asked / LATENCY) / if backward { 0.67 } else { 0.5 }
-            * if asked / LATENCY < speed { 0.7 } else { 1.0 };
+        let share = if backward { 0.67 } else { 0.5 }; // reads of all that is moved
+        let memory = rows * cols * read / (speed * share).min(asked / LATENCY);
 
         let block_warps = self.threads as f64 / WARP as f64;
         let row_warps = self.lanes as f64 * self.cluster as f64 / WARP as f64;
@@ -384,8 +384,11 @@ impl RowPlan {
             _ => 1.6e-6,
         };
         let alone = (lanes_idle / row_warps) * per_element / WARP as f64 * 2.0 / CLOCK;
-        let load = if self.stages == 2 { 0.0 } else { LATENCY };
-        let chain = LATENCY + rounds * (waits + alone + load);
+        // A row of each group, with the SM to itself.
+        let block_bytes = groups * cols * read / self.cluster as f64;
+        let load = LATENCY + block_bytes / (speed * share / sms);
+        let round = if self.stages == 2 { load.max(waits + alone) } else { load + waits + alone };
+        let chain = LATENCY + rounds * round;
         memory.max(instructions / issued).max(chain)
     }
 

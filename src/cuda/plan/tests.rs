@@ -96,3 +96,65 @@ fn the_largest_rows_are_planned() {
         check_row_plans(rows, cols, 2, 132);
     }
 }
+
+/// Rows and columns of the benchmarks.
+const ROW_SHAPES: [(usize, usize); 18] = [
+    (1_048_576, 128),
+    (131_072, 128),
+    (16_384, 128),
+    (32_768, 256),
+    (32_768, 768),
+    (32_768, 1024),
+    (32_768, 2048),
+    (16_384, 4096),
+    (32_768, 8192),
+    (1024, 12_288),
+    (32_768, 16_384),
+    (32_768, 32_768),
+    (32_768, 65_536),
+    (16_384, 131_072),
+    (8192, 262_144),
+    (8, 4096),
+    (4096, 4097),
+    (1000, 65_537),
+];
+
+fn row_calls() -> impl Iterator<Item = RowCall> {
+    ROW_SHAPES.into_iter().flat_map(|(rows, cols)| {
+        let shape = RowShape::new(rows, cols).unwrap();
+        [Direction::Forward, Direction::Backward].into_iter().flat_map(move |direction| {
+            [DType::F32, DType::F16].map(|dtype| RowCall { direction, shape, dtype, align: 16, extra: false })
+        })
+    })
+}
+
+/// The law that a row's bits do not depend on rows leaves one strategy for all of them, so it is for many rows that no
+/// legal plan may be predicted to be much faster.
+#[test]
+fn no_legal_row_plan_is_predicted_to_be_a_tenth_faster() {
+    for device in [DeviceLimits::H200, DeviceLimits::A100, DeviceLimits::RTX_4090] {
+        for call in row_calls() {
+            let many = call.reference();
+            let chosen = many.plan(&device).work(&many, &device).seconds(&device);
+            for other in many.candidates(&device) {
+                let seconds = other.work(&many, &device).seconds(&device);
+                assert!(chosen <= 1.1 * seconds, "{many:?}: {chosen:e} s, and {seconds:e} s by {other:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn on_an_h200_every_row_of_the_benchmarks_is_read_once() {
+    let device = DeviceLimits::H200;
+    for call in row_calls() {
+        let plan = call.plan(&device);
+        assert_ne!(plan.strategy, RowStrategy::Streaming, "{call:?}");
+        let bytes = (call.shape.rows() * call.shape.cols() * call.dtype.size()) as f64;
+        if call.direction == Direction::Forward && plan.vec > 1 && bytes >= f64::from(64 << 20) {
+            let share =
+                2e-9 * bytes / device.copy_gb_per_s as f64 / plan.work(&call, &device).seconds(&device);
+            assert!(share > 0.85, "{share} of a copy's speed: {call:?} {plan:?}");
+        }
+    }
+}
