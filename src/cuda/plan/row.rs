@@ -39,6 +39,10 @@ pub(super) const DEEP_CHAIN: usize = 8 * 16;
 /// Rows of a part where rows are streamed. They are summed with compensation; parts end where the error of that would.
 pub(super) const STREAMED_ROWS_PER_PART: usize = 2048;
 
+/// Cycles of an SM in a second, and instructions that its four schedulers issue of 16 warps and more.
+const CLOCK: f64 = 1.5e9;
+const ISSUED_PER_SM: f64 = CLOCK * 4.0 * 0.75;
+
 /// How the elements of a row are shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -335,10 +339,16 @@ impl RowPlan {
             if backward {
                 work.dram_bytes += 2.0 * tensor; // the kernel of the parameters
             }
-            work.busy = (rows / device.sms as f64).clamp(1e-3, 1.0) * 0.9;
-            return work;
         }
         let at_full_speed = (work.dram_bytes + 0.5 * work.l2_bytes) * 1e-9 / device.copy_gb_per_s as f64;
+        if self.strategy == RowStrategy::Streaming {
+            // Every element is read, widened and standardized twice, or three times.
+            let instructions = rows * cols * 1.3 * self.instructions_per_element(backward) / WARP as f64;
+            let issued = device.sms as f64 * ISSUED_PER_SM;
+            let busy = (rows / device.sms as f64).clamp(1e-3, 1.0) * 0.9;
+            work.busy = busy.min(at_full_speed / (instructions / issued));
+            return work;
+        }
         work.busy = at_full_speed / at_full_speed.max(self.seconds_held(call, device)).max(1e-12);
         work
     }
@@ -347,7 +357,6 @@ impl RowPlan {
     /// a group of threads takes for its rows one after another.
     fn seconds_held(&self, call: &RowCall, device: &DeviceLimits) -> f64 {
         const LATENCY: f64 = 0.9e-6; // of memory under load
-        const CLOCK: f64 = 1.5e9;
         let (rows, cols) = (call.shape.rows() as f64, call.shape.cols() as f64);
         let backward = call.direction == Direction::Backward;
         let groups = self.groups() as f64;
@@ -367,16 +376,11 @@ impl RowPlan {
         let merge = steps(self.lanes.min(WARP)) + steps((self.lanes / WARP).max(1)) + steps(self.cluster);
         let merges = row_warps * (60.0 + merge * if backward { 5.0 } else { 20.0 });
         let lanes_idle = (self.packs * self.vec * self.lanes * self.cluster) as f64;
-        let per_element = match (backward, self.vec) {
-            (false, 1) => 25.0,
-            (false, _) => 14.0,
-            (true, 1) => 45.0,
-            (true, _) => 26.0,
-        };
+        let per_element = self.instructions_per_element(backward);
         let instructions = rows * (lanes_idle * per_element / WARP as f64 + merges);
         let sms = device.sms as f64;
         let warps_per_sm = (resident * self.cluster as f64 * block_warps / sms).max(0.1);
-        let issued = sms * CLOCK * 4.0 * 0.75 * (warps_per_sm / 16.0).min(1.0);
+        let issued = sms * ISSUED_PER_SM * (warps_per_sm / 16.0).min(1.0);
 
         let waits = match self.strategy {
             RowStrategy::WarpPerRow => 0.2e-6,
@@ -390,6 +394,15 @@ impl RowPlan {
         let round = if self.stages == 2 { load.max(waits + alone) } else { load + waits + alone };
         let chain = LATENCY + rounds * round;
         memory.max(instructions / issued).max(chain)
+    }
+
+    fn instructions_per_element(&self, backward: bool) -> f64 {
+        match (backward, self.vec) {
+            (false, 1) => 25.0,
+            (false, _) => 14.0,
+            (true, 1) => 45.0,
+            (true, _) => 26.0,
+        }
     }
 
     /// What a backward pass needs of a workspace.
