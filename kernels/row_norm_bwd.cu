@@ -22,7 +22,7 @@ bool in_range(const wn_row_norm_bwd& args, const wn_row_plan& plan) {
 /// Rows that are held: one kernel makes all there is to make.
 template <class T, int kVec>
 dev::Status launch_held(const wn_row_norm_bwd& args, const wn_row_plan& plan, dev::LaunchConfig config) {
-  const int64_t slots = plan.stages * (args.dh ? 3 : 2) * int64_t(sizeof(T));
+  const int64_t slots = plan.stages * 2 * int64_t(sizeof(T));
   const int64_t behind = plan.deep ? 2 * int64_t(sizeof(float)) : 0;
   if (!holds(plan, args.cols, (slots + behind) * kVec)) return dev::kInvalidValue;
   if (int64_t(plan.parts) * plan.cluster > INT32_MAX) return dev::kInvalidValue;

@@ -244,9 +244,9 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
   constexpr int kPacks = kCols / kVec;
   constexpr int kLoads = kVec < 8 ? 8 / kVec : 1;  // of a chunk
   DEV_DYN_SHARED(T, slots);
-  const int tensors = args.dh ? 3 : 2;
-  const RowTile<T, kVec> tile(slots, plan, args.cols, tensors);
-  T* const behind = slots + plan.stages * tensors * plan.packs * static_cast<int>(blockDim.x) * kVec;
+  constexpr int kTensors = 2;  // dh is read once, where dx is written
+  const RowTile<T, kVec> tile(slots, plan, args.cols, kTensors);
+  T* const behind = slots + plan.stages * kTensors * plan.packs * static_cast<int>(blockDim.x) * kVec;
   HeldColumns<kVec, kPacks> columns(reinterpret_cast<float*>(behind), plan.packs);
   const int loads = tile.loads();
   const int step = tile.step();
@@ -260,7 +260,6 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
       const RowAt at(row, args.block, args.cols);
       tile.copy(stage, 0, at.in<T>(args.x, args.x_stride, col));
       tile.copy(stage, 1, at.in<T>(args.dy, args.dy_stride, col));
-      if (args.dh) tile.copy(stage, 2, at.in<T>(args.dh, args.dh_stride, col));
     }
     dev::copy_commit();
   };
@@ -301,6 +300,7 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
       const float inverse = 1.f / static_cast<float>(args.cols);
       const RowMeans means = {args.rms ? 0.f : row_sums.dy * inverse, row_sums.dy_x_hat * inverse};
       const RowAt at(row, args.block, args.cols);
+      const T* const dh = at.in<T>(args.dh, args.dh_stride, col);
       T* const dx = at.in<T>(args.dx, args.dx_stride, col);
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
         load(g, tile.slot(stage, 1, k));
         standardize(x_hat, stats);
         scale<T>(g, args, col + k * step);
-        store_dx(dx + k * step, args.dh ? tile.slot(stage, 2, k) : nullptr, g, x_hat, stats, means);
+        store_dx(dx + k * step, dh ? dh + k * step : nullptr, g, x_hat, stats, means);
       }
     }
     if (plan.deep && sums_wanted && ++chain == kChain) {

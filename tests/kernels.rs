@@ -16,6 +16,7 @@ use crate::support::{
     },
     problem::Problem,
     run::Options,
+    small,
 };
 
 /// For each tile and number of launches of the channel norms, and each strategy of the row norms.
@@ -69,7 +70,8 @@ fn launched<T: Element>(on: &Emulated, names: &mut BTreeSet<String>) {
     for problem in row_problems() {
         for max_start in [0, 1] {
             let options = Options { max_start, ..Options::default() };
-            for index in 0..MOST_CANDIDATES {
+            // Under the checker a few of each kind, which is slow; what is reached at all, the other build shows.
+            for index in (0..MOST_CANDIDATES).step_by(if small() { 13 } else { 1 }) {
                 let judged = || with_candidate(index, || check::<T, _>(on, &problem, &options));
                 let (_, launches) = on.record(judged);
                 names.extend(launches.iter().map(|launch| plain(&launch.kernel)));
@@ -93,10 +95,8 @@ fn every_compiled_kernel_is_launched() {
     launched::<bf16>(&on, &mut names);
     let missing: Vec<_> = compiled.difference(&names).collect();
     let unknown: Vec<_> = names.difference(&compiled).collect();
-    assert!(
-        missing.is_empty() && unknown.is_empty(),
-        "not launched: {missing:#?}\nnot compiled: {unknown:#?}"
-    );
+    assert!(unknown.is_empty(), "not compiled: {unknown:#?}");
+    assert!(small() || missing.is_empty(), "not launched: {missing:#?}");
 }
 
 /// A kernel's name without what nvcc and the host's compiler write differently.

@@ -17,6 +17,8 @@ namespace WN_NAMESPACE {
 
 /// Elements of one slab in a chunk of the slab tiles.
 constexpr int kSlabChunk = 8;
+/// Rows of a column tile that a thread reads at a time, without teams.
+constexpr int kColumnChunk = 4;
 
 /// The statistic that a slab belongs to.
 __device__ __forceinline__ int64_t statistic_of(int64_t slab, int64_t group) {
@@ -131,7 +133,7 @@ template <int kVec, int kLoads = kSlabChunk / kVec> using WarpTile = SlabTile<kV
 
 /// For inner = 1: a block owns `columns * kVec` neighboring slabs of a segment. Threads side by side read neighboring
 /// channels of a row; the threads of one column walk down the rows.
-template <int kVecWidth, int kLoadsAtOnce = 4> class ColumnTile {
+template <int kVecWidth, int kLoadsAtOnce> class ColumnTile {
  public:
   static constexpr int kVec = kVecWidth;
   static constexpr int kLanes = kVec;

@@ -33,7 +33,7 @@ template <class T, class Body> dev::Status visit_tile(const wn_channel_walk& wal
   switch (walk.tile) {
     case WN_BLOCK_PER_CHANNEL: return wide ? body(TypeTag<BlockTile<kWide>>{}) : body(TypeTag<BlockTile<1>>{});
     case WN_WARP_PER_CHANNEL: return wide ? body(TypeTag<WarpTile<kWide>>{}) : body(TypeTag<WarpTile<1>>{});
-    case WN_CHANNEL_COLUMNS: return wide ? body(TypeTag<ColumnTile<kWide>>{}) : body(TypeTag<ColumnTile<1>>{});
+    case WN_CHANNEL_COLUMNS: return wide ? body(TypeTag<ColumnTile<kWide, kColumnChunk>>{}) : body(TypeTag<ColumnTile<1, kColumnChunk>>{});
   }
   return dev::kInvalidValue;
 }

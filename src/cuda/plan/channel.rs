@@ -9,7 +9,7 @@ use crate::{DType, backend::WorkspaceLen, shape::ChannelShape};
 /// Values of one channel that a thread of a block or warp tile takes at a time; `kSlabChunk` in
 /// `kernels/prim/channel_tile.cuh`.
 pub(super) const SLAB_CHUNK: usize = 8;
-/// Rows that a thread of a column tile takes at a time; `ColumnTile::kLoads` there.
+/// Rows that a thread of a column tile takes at a time; `kColumnChunk` there.
 pub(super) const COLUMN_CHUNK: usize = 4;
 
 /// Chunks that one accumulator of a thread should take, and the most that it may. The error of a chain of merges grows

@@ -57,7 +57,10 @@ fn check_walk(walk: &ChannelWalk, chunk: usize) {
     }
     let run = if walk.tile == ChannelTile::Columns { shape.channels() } else { shape.inner() };
     assert_eq!(run % walk.vec, 0, "a vector never leaves its run: {walk:?}");
-    assert!(walk.splits == 1 || walk.span % walk.vec == 0 || run == walk.vec, "nor its split: {walk:?}");
+    assert!(
+        walk.splits == 1 || walk.span.is_multiple_of(walk.vec) || run == walk.vec,
+        "nor its split: {walk:?}"
+    );
     if walk.tile == ChannelTile::Columns {
         assert_eq!(shape.inner(), 1, "{walk:?}");
     }

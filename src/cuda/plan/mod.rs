@@ -44,6 +44,7 @@ const WORKSPACE_CASES: [(DType, usize); 3] =
     [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, VEC_BYTES)];
 
 /// A plan of either family.
+#[allow(clippy::large_enum_variant)] // a value to look at, of which there is one at a time
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Plan {

@@ -116,8 +116,16 @@ impl RowCall {
         if self.align.is_multiple_of(VEC_BYTES) && self.shape.cols().is_multiple_of(wide) { wide } else { 1 }
     }
 
-    /// Tensors that a row is held of.
-    fn tensors(&self) -> usize {
+    /// Tensors that a row is held of. The gradient to add is read once, where dx is written.
+    fn held(&self) -> usize {
+        match self.direction {
+            Direction::Forward => 1 + usize::from(self.extra),
+            Direction::Backward => 2,
+        }
+    }
+
+    /// Tensors that are read.
+    fn read(&self) -> usize {
         usize::from(self.direction == Direction::Backward) + 1 + usize::from(self.extra)
     }
 
@@ -164,7 +172,7 @@ impl RowCall {
             }
             let behind = if deep { 2 * size_of::<f32>() } else { 0 };
             for stages in [2, 1] {
-                let smem = packs * threads * vec * (stages * self.tensors() * self.dtype.size() + behind);
+                let smem = packs * threads * vec * (stages * self.held() * self.dtype.size() + behind);
                 let (parts, span) = (1, 1);
                 let plan = RowPlan {
                     strategy,
@@ -233,10 +241,29 @@ impl RowCall {
     }
 
     /// The plan that is predicted to be fastest where rows are many, and its grid for the rows there are.
+    ///
+    /// A norm of a sum has the bits of the sum and then the norm, wherever the device can hold both addends: the order
+    /// in which a row's sums are taken is the one that is chosen for calls without another tensor.
     pub(crate) fn plan(&self, device: &DeviceLimits) -> RowPlan {
+        let order = memo(&ORDERS, (*self, *device), || {
+            let fastest = |call: Self| {
+                let (many, candidates) = (call.reference(), call.candidates(device));
+                let cost = |plan: &&RowPlan| plan.cost_of_many(&many, device);
+                let fastest = candidates.iter().min_by(|a, b| cost(a).total_cmp(&cost(b)));
+                fastest.expect("streaming is for all calls").order()
+            };
+            let plain = fastest(Self { extra: false, ..*self });
+            match self.candidates(device).iter().any(|plan| plan.order() == plain) {
+                true => plain,
+                false => fastest(*self),
+            }
+        });
         let reference = self.reference();
-        let of_many = |plan: &RowPlan| plan.cost_of_many(&reference, device);
-        let plan = choose_once(&PLANS, (*self, *device), || self.candidates(device), of_many, Plan::Row);
+        let seconds = |plan: &RowPlan| match plan.order() == order {
+            true => plan.cost_of_many(&reference, device),
+            false => f64::INFINITY,
+        };
+        let plan = choose_once(&PLANS, (*self, *device), || self.candidates(device), seconds, Plan::Row);
         // What is predicted is told of this call, and not of the one that strategies are compared for.
         let seconds = plan.work(self, device).seconds(device);
         LAST.set(LAST.get().map(|choice| Choice { seconds, ..choice }));
@@ -244,12 +271,20 @@ impl RowCall {
     }
 }
 
+/// All of a plan that the bits of a row depend on.
+type RowOrder = (RowStrategy, usize, usize, usize, usize, usize);
+
 thread_local! {
     static PLANS: Memo<(RowCall, DeviceLimits), (RowPlan, Choice)> = Memo::default();
+    static ORDERS: Memo<(RowCall, DeviceLimits), RowOrder> = Memo::default();
     static WORKSPACES: Memo<(RowShape, DeviceLimits), WorkspaceLen> = Memo::default();
 }
 
 impl RowPlan {
+    pub(super) fn order(&self) -> RowOrder {
+        (self.strategy, self.vec, self.threads, self.lanes, self.cluster, self.packs)
+    }
+
     /// Rows that a block has at a time.
     fn groups(&self) -> usize {
         self.threads / self.lanes
@@ -313,7 +348,7 @@ impl RowPlan {
         let (rows, cols) = (call.shape.rows() as f64, call.shape.cols() as f64);
         let tensor = rows * cols * call.dtype.size() as f64;
         let backward = call.direction == Direction::Backward;
-        let read = call.tensors() as f64 * tensor;
+        let read = call.read() as f64 * tensor;
         let written = if backward || !call.extra { tensor } else { 2.0 * tensor };
         let partials = if backward { 2.0 * 4.0 * self.parts as f64 * cols } else { 0.0 };
         let folds = usize::from(backward);
@@ -331,7 +366,7 @@ impl RowPlan {
         }
         if self.strategy == RowStrategy::Streaming {
             work.launches += folds;
-            let row_bytes = tensor / rows.max(1.0) * call.tensors() as f64;
+            let row_bytes = tensor / rows.max(1.0) * call.read() as f64;
             let at_a_time = row_bytes * (device.sms * BLOCKS_PER_SM) as f64;
             let again =
                 if 2.0 * at_a_time < device.l2 as f64 { &mut work.l2_bytes } else { &mut work.dram_bytes };
@@ -363,7 +398,7 @@ impl RowPlan {
         let resident = self.resident(call.direction, device).max(1).min(self.parts) as f64;
         let rounds = (rows / (groups * resident)).ceil();
 
-        let read = call.tensors() as f64 * call.dtype.size() as f64;
+        let read = call.read() as f64 * call.dtype.size() as f64;
         let asked = resident * groups * cols * read * if self.stages == 2 { 1.5 } else { 0.6 };
         let whole_lines = (self.lanes * self.vec * call.dtype.size()).min(128) as f64 / 128.0;
         let speed = device.copy_gb_per_s as f64 * 1e9 * (0.8 + 0.2 * whole_lines);
