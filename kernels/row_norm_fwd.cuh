@@ -56,7 +56,7 @@ __device__ __forceinline__ void save_row(const wn_row_norm_fwd& args, int64_t ro
 template <class T, int kVec, class Stat>
 __global__ void __launch_bounds__(kHeldThreads, kHeldFwdBlocks)
     row_norm_fwd_held(const wn_row_norm_fwd args, const wn_row_plan plan) {
-  constexpr int kLoads = kHeldChunk / kVec;
+  constexpr int kLoads = kVec == 1 ? kHeldChunk / 2 : kHeldChunk / kVec;  // single ones, with addresses each, cost registers
   DEV_DYN_SHARED(T, slots);
   const RowTile<T, kVec> tile(slots, plan, args.cols, args.residual ? 2 : 1);
   const int loads = tile.loads();

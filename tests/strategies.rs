@@ -245,7 +245,8 @@ fn a_strategy_moves_what_it_may() {
                     // Backward with several segments adds up their sums in a launch of its own.
                     let folds = usize::from(*op != "BatchNorm" && *floor == 3.0);
                     assert_eq!(moved.launches, 1 + folds, "{what}");
-                    assert!(dram >= 0.9, "{what}: {dram} of the floor cannot be");
+                    // Backward, `x` is `dy` too, so that a cache may have it twice for one read.
+                    assert!(dram >= 0.6, "{what}: {dram} of the floor cannot be");
                 }
             }
         }

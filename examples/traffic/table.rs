@@ -6,7 +6,7 @@ use warpnorm::{
     Activation, Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, DType, Element,
     Emulated, EmulatedLaunch, GroupNorm, InstanceNorm, LayerNorm, LayerNormBackward, Layout, Result, RmsNorm,
     RmsNormBackward, RunningStats, Statistics, Tensor,
-    cuda::plan::{Plan, last_choice},
+    cuda::plan::{DeviceLimits, Plan, last_choice},
     half::f16,
 };
 
@@ -45,8 +45,16 @@ impl Row {
 const FIRST: bool = false;
 const LAST: bool = true;
 
+/// As few SMs and as slow a memory as the small device has, and the shared memory of an H200.
+const SMS_OF_H200: DeviceLimits = DeviceLimits {
+    smem_per_sm: DeviceLimits::H200.smem_per_sm,
+    smem_per_block: DeviceLimits::H200.smem_per_block,
+    ..DeviceLimits::SMALL
+};
+
 /// Shapes that fit a chip, and such as do not: of 256 KB in shared memory and as much L2 cache.
 pub(crate) fn channel_norms() -> Result<Vec<Row>> {
+    let on = Emulated::new();
     let mut rows = Vec::new();
     let shapes: [(bool, &[usize]); 7] = [
         (FIRST, &[8, 64, 7, 7]),
@@ -59,18 +67,20 @@ pub(crate) fn channel_norms() -> Result<Vec<Row>> {
     ];
     for (layout, dims) in shapes {
         let channels = dims[if layout == LAST { dims.len() - 1 } else { 1 }];
-        rows.extend(Problem::<f32>::new(dims, layout, channels)?.channel_norms()?);
-        rows.extend(Problem::<f16>::new(dims, layout, channels)?.channel_norms()?);
+        rows.extend(Problem::<f32>::new(on, dims, layout, channels)?.channel_norms()?);
+        rows.extend(Problem::<f16>::new(on, dims, layout, channels)?.channel_norms()?);
     }
     Ok(rows)
 }
 
+/// Rows that fit the shared memory of an SM, of which the small device has too little.
 pub(crate) fn row_norms() -> Result<Vec<Row>> {
+    let on = Emulated::describing(SMS_OF_H200);
     let mut rows = Vec::new();
     let shapes: [&[usize]; 3] = [&[64, 1024], &[8, 4096], &[32, 1023]];
     for dims in shapes {
-        rows.extend(Problem::<f32>::new(dims, FIRST, dims[1])?.row_norms()?);
-        rows.extend(Problem::<f16>::new(dims, FIRST, dims[1])?.row_norms()?);
+        rows.extend(Problem::<f32>::new(on, dims, FIRST, dims[1])?.row_norms()?);
+        rows.extend(Problem::<f16>::new(on, dims, FIRST, dims[1])?.row_norms()?);
     }
     Ok(rows)
 }
@@ -90,8 +100,7 @@ struct Problem<T: Element> {
 }
 
 impl<T: Element> Problem<T> {
-    fn new(dims: &[usize], channels_last: bool, channels: usize) -> Result<Self> {
-        let on = Emulated::new();
+    fn new(on: Emulated, dims: &[usize], channels_last: bool, channels: usize) -> Result<Self> {
         let len: usize = dims.iter().product();
         let wave = |step: f32| -> Result<Tensor<T, Emulated>> {
             let data: Vec<T> = (0..len).map(|i| T::from_f32((i as f32 * step).sin())).collect();

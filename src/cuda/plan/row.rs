@@ -244,7 +244,7 @@ impl RowCall {
     ///
     /// A norm of a sum has the bits of the sum and then the norm, wherever the device can hold both addends: the order
     /// in which a row's sums are taken is the one that is chosen for calls without another tensor.
-    pub(crate) fn plan(&self, device: &DeviceLimits) -> RowPlan {
+    pub fn plan(&self, device: &DeviceLimits) -> RowPlan {
         let order = memo(&ORDERS, (*self, *device), || {
             let fastest = |call: Self| {
                 let (many, candidates) = (call.reference(), call.candidates(device));
