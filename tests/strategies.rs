@@ -204,7 +204,7 @@ fn a_strategy_moves_what_it_may() {
     let mut seen = BTreeSet::new();
     for device in [DeviceLimits::SMALL, NARROW] {
         let on = Emulated::describing(device);
-        for (dims, last) in [([2, 16, 32, 32], false), ([4, 32, 32, 32], true), ([64, 64, 4, 4], false)] {
+        for (dims, last) in [([2, 16, 32, 32], false), ([4, 32, 32, 32], true), ([4, 8, 24, 40], false)] {
             let channels = if last { dims[3] } else { dims[1] };
             let len: usize = dims.iter().product();
             let data: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -238,9 +238,17 @@ fn a_strategy_moves_what_it_may() {
                     let (raw, dram) = (moved.raw / floor, moved.dram / floor);
                     seen.insert(format!("{:?}", moved.strategy));
                     match moved.strategy {
-                        ChannelStrategy::Resident => assert!(raw <= 1.3, "{what}: {raw} of the floor"),
-                        ChannelStrategy::Wave => assert!(raw <= 2.0, "{what}: {raw} of the floor"),
-                        _ => continue,
+                        ChannelStrategy::Split => continue,
+                        // Statistics of samples have few values each, for what each thread reads beside them.
+                        strategy => {
+                            let most = match (strategy, *op) {
+                                (ChannelStrategy::Resident, "BatchNorm") => 1.3,
+                                (ChannelStrategy::Resident, _) => 1.75,
+                                (_, "BatchNorm") => 2.0,
+                                _ => 3.0,
+                            };
+                            assert!(raw <= most, "{what}: {raw} of the floor");
+                        }
                     }
                     // Backward with several segments adds up their sums in a launch of its own.
                     let folds = usize::from(*op != "BatchNorm" && *floor == 3.0);

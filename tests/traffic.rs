@@ -49,7 +49,13 @@ fn channel_norms_move_what_their_strategy_may() {
 fn row_norms_are_read_once() {
     for row in &table::row_norms().unwrap() {
         assert_ne!(row.strategy, "Streaming", "{row:?}");
-        let partials = if row.op.ends_with("bwd") { 1.15 } else { 1.02 };
-        assert!(row.dram() <= partials, "{:.3} of the floor to and from memory: {row:?}", row.dram());
+        // With weight and bias, backward writes and reads two f32 sums per column and part; of so few rows each may be
+        // a part. The floor is three tensors.
+        let sums = 16.0 / (3 * row.dtype.size()) as f64;
+        let most = if row.op.ends_with("bwd") && !row.op.contains("bare") { 1.13 + sums } else { 1.13 };
+        assert!(row.dram() <= most, "{:.3} of the floor to and from memory: {row:?}", row.dram());
+        if row.op.contains("bare") {
+            assert!(row.dram() <= 1.02 && row.raw() <= 1.25, "{:.3} of the floor: {row:?}", row.raw());
+        }
     }
 }
