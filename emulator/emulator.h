@@ -69,7 +69,6 @@ uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, int argument, 
 void cluster_barrier(Site site);
 void grid_barrier(Site site);
 unsigned cluster_rank();
-unsigned cluster_size();
 void fence();
 uint64_t atomic(AtomicOp op, Scalar type, void* p, uint64_t operand, uint64_t compare);
 void* shared_variable(const void* tag, size_t bytes, size_t alignment);
@@ -388,7 +387,6 @@ inline void grid_sync(WN_EMULATOR_SITE) { emulator::grid_barrier(WN_EMULATOR_HER
 /// Barrier of a cluster.
 inline void cluster_sync(WN_EMULATOR_SITE) { emulator::cluster_barrier(WN_EMULATOR_HERE); }
 inline unsigned cluster_rank() { return emulator::cluster_rank(); }
-inline unsigned cluster_size() { return emulator::cluster_size(); }
 
 /// Where block `rank` of the cluster has what this block has at `p`, in shared memory.
 template <class T> T* map_rank(T* p, unsigned rank) {

@@ -330,8 +330,6 @@ void leave_copies(Thread& thread) {
 
 unsigned cluster_rank() { return current_thread()->block->rank; }
 
-unsigned cluster_size() { return scheduler->launch().cluster; }
-
 void* shared_variable(const void* tag, size_t bytes, size_t alignment) {
   return scheduler->shared_variable(*current_thread()->block, tag, bytes, alignment);
 }

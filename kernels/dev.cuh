@@ -108,13 +108,6 @@ __device__ __forceinline__ unsigned cluster_rank() {
 #endif
   return rank;
 }
-__device__ __forceinline__ unsigned cluster_size() {
-  unsigned size = 1;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-#endif
-  return size;
-}
 /// Where block `rank` of the cluster has what this block has at `p`, in shared memory.
 template <class T> __device__ __forceinline__ T* map_rank(T* p, unsigned rank) {
 #if __CUDA_ARCH__ >= 900

@@ -124,6 +124,8 @@ template <bool kPlanted> int32_t cooperative_grid_not_resident() {
 
 enum class ClusterFault { kNone, kBlockBarrier, kEarlyExit };
 
+constexpr unsigned kCluster = 2;
+
 /// Every block of a cluster adds the sums of all its blocks.
 template <ClusterFault kFault> __global__ void sum_over_cluster(const float* x, float* y) {
   DEV_SHARED(float, own);
@@ -135,7 +137,7 @@ template <ClusterFault kFault> __global__ void sum_over_cluster(const float* x, 
     dev::cluster_sync();
   }
   float total = 0.f;
-  for (unsigned r = 0; r < dev::cluster_size(); ++r) total += *dev::map_rank(&own, r);
+  for (unsigned r = 0; r < kCluster; ++r) total += *dev::map_rank(&own, r);
   if (kFault != ClusterFault::kEarlyExit) dev::cluster_sync();  // others may still read `own`
   y[blockIdx.x * kThreads + threadIdx.x] = total;
 }
@@ -143,18 +145,18 @@ template <ClusterFault kFault> int32_t run_cluster(unsigned cluster) {
   dev::LaunchConfig config = grid_of(kBlocks);
   config.cluster = cluster;
   return run_and_verify<sum_over_cluster<kFault>>(config, kTotal, kTotal, [](int i) {
-    const int first = i / (2 * kThreads) * 2 * kThreads;
-    return input_sum(first + 2 * kThreads) - input_sum(first);
+    const int first = i / (kCluster * kThreads) * kCluster * kThreads;
+    return input_sum(first + kCluster * kThreads) - input_sum(first);
   });
 }
 template <bool kPlanted> int32_t block_barrier_in_place_of_cluster_sync() {
-  return run_cluster<kPlanted ? ClusterFault::kBlockBarrier : ClusterFault::kNone>(2);
+  return run_cluster<kPlanted ? ClusterFault::kBlockBarrier : ClusterFault::kNone>(kCluster);
 }
 template <bool kPlanted> int32_t block_exits_while_its_shared_memory_is_read() {
-  return run_cluster<kPlanted ? ClusterFault::kEarlyExit : ClusterFault::kNone>(2);
+  return run_cluster<kPlanted ? ClusterFault::kEarlyExit : ClusterFault::kNone>(kCluster);
 }
 template <bool kPlanted> int32_t cluster_does_not_divide_grid() {
-  return run_cluster<ClusterFault::kNone>(kPlanted ? 3 : 2);
+  return run_cluster<ClusterFault::kNone>(kPlanted ? kCluster + 1 : kCluster);
 }
 
 __global__ inline void copy_inputs(const float* x, float* y) {
