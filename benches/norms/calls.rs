@@ -55,6 +55,28 @@ impl Norm {
             Self::Rms(norm) => norm.workspace(on, x),
         }
     }
+
+    /// The forward pass of the norms whose buffers are a BatchNorm's.
+    fn train<T: Element, B: Backend>(&self, on: &B, args: BatchNormTrain<'_, T, B>) -> Result<()> {
+        match self {
+            Self::Batch(norm) => norm.forward_train_into(on, args),
+            Self::Instance(norm) => norm.forward_into(on, args),
+            _ => unreachable!("this norm has buffers of its own"),
+        }
+    }
+
+    /// Their backward pass.
+    fn train_backward<T: Element, B: Backend>(
+        &self,
+        on: &B,
+        args: BatchNormBackwardTrain<'_, T, B>,
+    ) -> Result<()> {
+        match self {
+            Self::Batch(norm) => norm.backward_train_into(on, args),
+            Self::Instance(norm) => norm.backward_into(on, args),
+            _ => unreachable!("this norm has buffers of its own"),
+        }
+    }
 }
 
 /// Weight and bias, or their gradients, in the type that PyTorch keeps them in: f32 for BatchNorm and InstanceNorm, the
@@ -176,13 +198,9 @@ impl<T: Element, B: Backend> Problem<T, B> {
         let (mean, rstd) = (Some(self.mean.data_mut()), Some(self.rstd.data_mut()));
         let residual = other.as_ref().filter(|_| residual).map(Tensor::view);
         match &self.norm {
-            Norm::Batch(norm) => {
+            norm @ (Norm::Batch(_) | Norm::Instance(_)) => {
                 let args = BatchNormTrain { x, residual, y, affine, mean, rstd, running: None, workspace };
-                norm.forward_train_into(on, args)
-            }
-            Norm::Instance(norm) => {
-                let args = BatchNormTrain { x, residual, y, affine, mean, rstd, running: None, workspace };
-                norm.forward_into(on, args)
+                norm.train(on, args)
             }
             Norm::Group(norm) => {
                 norm.forward_into(on, GroupNormForward { x, residual, y, affine, mean, rstd, workspace })
@@ -207,28 +225,9 @@ impl<T: Element, B: Backend> Problem<T, B> {
         let dresidual = second.as_mut().map(Tensor::view_mut);
         let accumulate = false;
         match &self.norm {
-            Norm::Batch(norm) => {
+            norm @ (Norm::Batch(_) | Norm::Instance(_)) => {
                 let residual = other;
-                norm.backward_train_into(
-                    on,
-                    BatchNormBackwardTrain {
-                        x,
-                        residual,
-                        dy,
-                        affine,
-                        mean,
-                        rstd,
-                        dx,
-                        dresidual,
-                        grads,
-                        accumulate,
-                        workspace,
-                    },
-                )
-            }
-            Norm::Instance(norm) => {
-                let residual = other;
-                norm.backward_into(
+                norm.train_backward(
                     on,
                     BatchNormBackwardTrain {
                         x,
@@ -276,7 +275,7 @@ impl<T: Element, B: Backend> Problem<T, B> {
     }
 
     fn forward_eval(&mut self) -> Result<()> {
-        let Norm::Batch(norm) = &self.norm else { unreachable!("the suite has inference of BatchNorm only") };
+        let norm = self.batch_norm();
         let args = BatchNormEval {
             x: self.x.view(),
             residual: self.other.as_ref().map(Tensor::view),
@@ -289,7 +288,7 @@ impl<T: Element, B: Backend> Problem<T, B> {
     }
 
     fn backward_eval(&mut self) -> Result<()> {
-        let Norm::Batch(norm) = &self.norm else { unreachable!("the suite has inference of BatchNorm only") };
+        let norm = self.batch_norm();
         let args = BatchNormBackwardEval {
             x: self.x.view(),
             residual: self.other.as_ref().map(Tensor::view),
@@ -304,6 +303,13 @@ impl<T: Element, B: Backend> Problem<T, B> {
             workspace: &mut self.workspace,
         };
         norm.backward_eval_into(&self.on, args)
+    }
+
+    fn batch_norm(&self) -> BatchNorm {
+        match self.norm {
+            Norm::Batch(norm) => norm,
+            _ => unreachable!("the suite has inference of BatchNorm only"),
+        }
     }
 }
 
