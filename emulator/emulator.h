@@ -374,6 +374,8 @@ template <int kBytes> void copy_async(void* to, const void* from) {
 inline void copy_commit() { emulator::copy_commit(); }
 /// Waits until at most the last `kPending` groups of the thread are on their way.
 template <int kPending> void copy_wait() { emulator::copy_wait(kPending); }
+/// Sets memory on its way to the L2 cache, which no kernel can see.
+template <class T> void prefetch(const T*) {}
 
 /// Reads a counter that other blocks add to, while this thread waits for them. What they wrote
 /// before is read after a fence.

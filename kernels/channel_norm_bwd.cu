@@ -67,15 +67,8 @@ dev::Status launch_apply(const Call& call) {
 
 /// dweight and dbias from the sums of all segments.
 dev::Status launch_fold(const Call& call) {
-  const ParamSums sums{call.workspace.kept,
-                       call.workspace.kept ? call.workspace.kept + call.slabs() : nullptr,
-                       call.walk().segments,
-                       call.walk().channels,
-                       call.args.dweight,
-                       call.args.dbias,
-                       call.args.x_dtype,
-                       call.args.grad_dtype,
-                       call.args.accumulate != 0};
+  const ParamSums sums =
+      param_sums(call.args, call.workspace.kept, call.walk().segments, call.walk().channels);
   return fold_params(sums, call.on.config());
 }
 
@@ -98,7 +91,9 @@ dev::Status launch_gradients(const Call& call) {
   } else {
     return dev::kInvalidValue;
   }
-  return status == dev::kSuccess && segmented && call.sums_wanted() ? launch_fold(call) : status;
+  const bool folds_itself = !call.args.running_only && call.plan.strategy == WN_TEAM && is_resident(call.plan.team);
+  const bool to_fold = segmented && call.sums_wanted() && !folds_itself;
+  return status == dev::kSuccess && to_fold ? launch_fold(call) : status;
 }
 
 }  // namespace

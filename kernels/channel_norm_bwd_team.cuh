@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "channel_norm_bwd.cuh"
+#include "fold_params.cuh"
 #include "prim/team.cuh"
 
 namespace WN_NAMESPACE {
@@ -12,11 +13,12 @@ namespace WN_NAMESPACE {
 /// Tensors that are read in both phases: x, dy, and the residual where the activation's slope depends on it.
 template <bool kFused> constexpr int kGradTensors = kFused ? 3 : 2;
 
-/// `sums`, [2, slabs], is where the sums of several segments go that another launch adds up; else null.
+/// `sums`, [2, slabs], is where the sums of several segments go, which are added up with two `fold_counters`, or by another
+/// launch where these are null; null where there is one segment.
 template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     channel_norm_bwd_team(const wn_channel_norm_bwd args, const wn_channel_team team, float* partials,
-                          unsigned* counters, float* sums) {
+                          unsigned* counters, float* sums, unsigned* fold_counters) {
   using Stat = GradSums<Tile::kLanes>;
   using Chunk = float[Tile::kLoads][Tile::kVec];
   using Holder = Held<T, Tile, kGradTensors<kFused>>;
@@ -64,13 +66,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     to_grad<kFused, Tile>(args, slab, ds, x_hats, residuals);
   };
 
-  if (member.first_unit() < team.units) {
-    for (int piece = 0; piece * team.chunks < held_chunks; ++piece) {
-      const Tile tile = member.template tile<Tile>(member.first_unit(), piece);
-      const int left = held_chunks - piece * team.chunks;
-      for (int chunk = 0; chunk < team.chunks && chunk < left; ++chunk) start(tile, piece, chunk);
-    }
-  }
+  member.template begin<Tile>(held_chunks, start);
   for (int64_t unit = member.first_unit(); unit < team.units; unit += team.teams) {
     SlabSums<Tile::kLanes> own;
     for (int piece = 0; piece < pieces; ++piece) {
@@ -140,6 +136,9 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     }
   }
   member.leave(counters);
+  if (fold_counters) {
+    fold_params_in_launch<T>(param_sums(args, sums, team.walk.segments, team.walk.channels), fold_counters);
+  }
 }
 
 }  // namespace WN_NAMESPACE

@@ -39,8 +39,8 @@ dev::Status launch_train(const wn_channel_norm_fwd& args, const wn_channel_walk&
 
 dev::Status launch_running(const wn_channel_norm_fwd& args, const wn_channel_walk& walk, const ChannelLaunch& on,
                            const float* vars) {
-  const int columns = ColumnBlock::width(walk.channels);
-  return on.launch_blocks<channel_norm_fwd_running>(ColumnBlock::blocks(walk.channels), args, args.mean, vars,
+  const int columns = ColumnBlock<>::width(walk.channels);
+  return on.launch_blocks<channel_norm_fwd_running>(ColumnBlock<>::blocks(walk.channels), args, args.mean, vars,
                                                     walk.segments, walk.channels, columns);
 }
 
@@ -66,7 +66,8 @@ int32_t channel_norm_fwd(const wn_channel_norm_fwd* args, const wn_channel_plan*
 
   dev::Status status = split ? launch_train(saving, plan->stats, on, workspace.partials, vars)
                              : channel_norm_fwd_team_launch(saving, plan->team, on, workspace.partials, vars);
-  if (status == dev::kSuccess && averaged) status = launch_running(saving, plan->apply, on, vars);
+  const bool averages_itself = !split && is_resident(plan->team);
+  if (status == dev::kSuccess && averaged && !averages_itself) status = launch_running(saving, plan->apply, on, vars);
   if (status == dev::kSuccess && split) {
     status = launch_apply(saving, plan->apply, on, saving.mean, saving.rstd, nullptr);
   }

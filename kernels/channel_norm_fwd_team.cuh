@@ -2,15 +2,17 @@
 // and apply them, holding in shared memory what they have read as far as it fits.
 #pragma once
 
+#include "channel_norm_average.cuh"
 #include "channel_norm_fwd.cuh"
 #include "prim/team.cuh"
 
 namespace WN_NAMESPACE {
 
+/// `average_counters`: where running statistics are averages that this launch takes, two counters; else null.
 template <class T, class Tile, bool kFused>
 __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     channel_norm_fwd_team(const wn_channel_norm_fwd args, const wn_channel_team team, float* partials,
-                          unsigned* counters, float* unbiased_vars) {
+                          unsigned* counters, float* unbiased_vars, unsigned* average_counters) {
   using Stat = Moments<Tile::kLanes>;
   using Chunk = float[Tile::kLoads][Tile::kVec];
   using Holder = Held<T, Tile, 1>;
@@ -33,13 +35,7 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     dev::copy_commit();
   };
 
-  if (member.first_unit() < team.units) {
-    for (int piece = 0; piece * team.chunks < held_chunks; ++piece) {
-      const Tile tile = member.template tile<Tile>(member.first_unit(), piece);
-      const int left = held_chunks - piece * team.chunks;
-      for (int chunk = 0; chunk < team.chunks && chunk < left; ++chunk) start(tile, piece, chunk);
-    }
-  }
+  member.template begin<Tile>(held_chunks, start);
   for (int64_t unit = member.first_unit(); unit < team.units; unit += team.teams) {
     Stat stat = Stat::empty();
     for (int piece = 0; piece < pieces; ++piece) {
@@ -121,6 +117,12 @@ __global__ void __launch_bounds__(kThreads, kTeamBlocks)
     }
   }
   member.leave(counters);
+  if (average_counters) {
+    sum_columns_in_launch(args.mean, unbiased_vars, team.walk.segments, team.walk.channels, average_counters,
+                          [&](int64_t channel, const ColumnSums& sums) {
+                            move_to_average(args, channel, sums, team.walk.segments);
+                          });
+  }
 }
 
 }  // namespace WN_NAMESPACE

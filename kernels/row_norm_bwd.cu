@@ -35,6 +35,7 @@ dev::Status launch_held(const wn_row_norm_bwd& args, const wn_row_plan& plan, de
   config.block = dim3(static_cast<unsigned>(plan.threads));
   config.dynamic_smem = static_cast<size_t>(plan.smem);
   config.cluster = static_cast<unsigned>(plan.cluster);
+  config.cooperative = plan.folds != 0 && sums_wanted(args);
   const int cols = plan.packs * kVec;
   if (plan.threads > held_bwd_threads(cols)) return dev::kInvalidValue;
   if (cols <= 8) return dev::launch<row_norm_bwd_held<T, kVec, 8>>(config, args, plan);
@@ -69,19 +70,7 @@ dev::Status launch(const wn_row_norm_bwd& args, const wn_row_plan& plan, const d
 }
 
 dev::Status fold(const wn_row_norm_bwd& args, int parts, const dev::LaunchConfig& config) {
-  ParamSums sums{};
-  if (args.workspace) {
-    sums.dy = args.workspace;
-    sums.dy_x_hat = args.workspace + parts * args.cols;
-  }
-  sums.rows = parts;
-  sums.cols = args.cols;
-  sums.dweight = args.dweight;
-  sums.dbias = args.dbias;
-  sums.x_dtype = args.x_dtype;
-  sums.grad_dtype = args.grad_dtype;
-  sums.accumulate = args.accumulate != 0;
-  return fold_params(sums, config);
+  return fold_params(param_sums(args, args.workspace, parts, args.cols), config);
 }
 
 }  // namespace
@@ -103,7 +92,8 @@ int32_t row_norm_bwd(const wn_row_norm_bwd* args, const wn_row_plan* plan, wn_ac
     return dev::kInvalidValue;
   });
   if (status != dev::kSuccess || (!sums_wanted(*args) && !config.prepare_only)) return status;
-  return fold(*args, plan->parts, config);
+  const bool folds_itself = plan->strategy == WN_ROW_HELD && plan->folds && !config.prepare_only;
+  return folds_itself ? dev::kSuccess : fold(*args, plan->parts, config);
 }
 
 }  // namespace WN_NAMESPACE

@@ -1,7 +1,8 @@
-// Row norms backward: dx by the row, dweight and dbias as partial sums over the rows of a part, which `fold_params`
-// adds up. Rows that are held are read once for both; longer ones take a kernel for each.
+// Row norms backward: dx by the row, dweight and dbias as partial sums over the rows of a part, which are added up in the
+// same launch where all blocks are resident together, and else by `fold_params`. Rows that are held are read once for both; longer ones take a kernel for each.
 #pragma once
 
+#include "fold_params.cuh"
 #include "prim/row.cuh"
 #include "prim/stats.cuh"
 
@@ -102,11 +103,24 @@ constexpr int kChains = 16;
 /// Rows that it sums in registers where there are no sums of sums.
 constexpr int kFlatChain = 16;
 
-/// Means over a row from the sums of its threads; each has kept what rounding took, and few are left to add.
+/// Sums of g and of g * x_hat over what a thread has of a row, and then over its threads. A thread has few chunks, and a
+/// row few threads, so no chain is long.
 struct HeldSums {
   float dy, dy_x_hat;
 
   __device__ __forceinline__ static HeldSums empty() { return {0.f, 0.f}; }
+  template <int kLoads, int kVec>
+  __device__ __forceinline__ void push(const float (&g)[kLoads][kVec], const float (&x_hat)[kLoads][kVec]) {
+    HeldSums chunk = empty();
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k)
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        chunk.dy += g[k][i];
+        chunk.dy_x_hat += g[k][i] * x_hat[k][i];
+      }
+    merge(chunk);
+  }
   __device__ __forceinline__ void merge(const HeldSums& other) {
     dy += other.dy;
     dy_x_hat += other.dy_x_hat;
@@ -235,14 +249,25 @@ template <int kVec, int kPacks> class HeldColumns {
 constexpr int held_bwd_threads(int cols) { return cols <= 8 ? kHeldThreads / 2 : kHeldThreads; }
 constexpr int held_bwd_blocks(int cols) { return cols <= 8 ? 3 : 1; }
 
-/// x and dy of a row are held in shared memory between the sums over it and dx: one read. A block or a cluster takes the
-/// rows of a part, and its threads sum the columns that they own, up to `kCols`, on the way. Where the plan has two
-/// stages, the next row is on its way meanwhile.
+/// What the threads that own up to `kCols` columns have registers for, so that no kernel spills: what they have of a row,
+/// from where it landed in shared memory; their weights; the statistics of the next row.
+template <class T, int kVec, int kCols> struct HeldRegisters {
+  static constexpr bool kRow = kVec > 1 && (kCols <= 8 || (kCols <= 16 && sizeof(T) == 2));
+  static constexpr bool kFactor = kRow && kCols > 8;
+  static constexpr bool kNextStats = kVec > 1 && kCols > 8;
+};
+
+/// x and dy of a row are held in shared memory, or in registers from where they landed there, between the sums over it
+/// and dx: one read. A block or a cluster takes the rows of a part, and its threads sum the columns that they own, up to
+/// `kCols`, on the way. Where the plan has two stages, the next row is on its way meanwhile.
 template <class T, int kVec, int kCols>
 __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols))
     row_norm_bwd_held(const wn_row_norm_bwd args, const wn_row_plan plan) {
   constexpr int kPacks = kCols / kVec;
   constexpr int kLoads = kVec < 8 ? 8 / kVec : 1;  // of a chunk
+  constexpr int kChunks = kPacks / kLoads;
+  using Registers = HeldRegisters<T, kVec, kCols>;
+  constexpr int kKept = Registers::kRow ? kChunks : 1;
   DEV_DYN_SHARED(T, slots);
   constexpr int kTensors = 2;  // dh is read once, where dx is written
   const RowTile<T, kVec> tile(slots, plan, args.cols, kTensors);
@@ -258,13 +283,37 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
   const auto fetch = [&](int stage, int64_t row) {
     if (row < end) {
       const RowAt at(row, args.block, args.cols);
-      tile.copy(stage, 0, at.in<T>(args.x, args.x_stride, col));
-      tile.copy(stage, 1, at.in<T>(args.dy, args.dy_stride, col));
+      tile.template copy<kPacks>(stage, 0, at.in<T>(args.x, args.x_stride, col));
+      tile.template copy<kPacks>(stage, 1, at.in<T>(args.dy, args.dy_stride, col));
+      if (const T* const dh = at.in<T>(args.dh, args.dh_stride, col)) {
+#pragma unroll
+        for (int k = 0; k < kPacks; ++k)
+          if (k < loads) dev::prefetch(dh + k * step);
+      }
     }
     dev::copy_commit();
   };
+  const auto stats_of = [&](int64_t row) { return row < end ? row_stats(args, row) : RowStats{0.f, 0.f}; };
+
+  float kept_factor[kKept][kLoads][kVec];
+  if constexpr (Registers::kFactor) {
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k)
+      if (k < loads) load_factor<T>(kept_factor[k / kLoads][k % kLoads], args.weight, args.param_dtype, args.weight_offset, col + k * step);
+  }
+  const auto scale_by = [&](float(&dy)[kVec], int k) {
+    if constexpr (Registers::kFactor) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) dy[i] *= kept_factor[k / kLoads][k % kLoads][i];
+    } else {
+      scale<T>(dy, args, col + k * step);
+    }
+  };
+
   int stage = 0, parity = 0, chain = 0;
   if (plan.stages == 2) fetch(stage, first + tile.group());
+  RowStats stats{};
+  if constexpr (Registers::kNextStats) stats = stats_of(first + tile.group());
   for (; first < end; first += tile.groups(), parity ^= 1) {
     const int64_t row = first + tile.group();
     if (plan.stages == 2) {
@@ -273,30 +322,38 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
       fetch(stage, row);
     }
     const bool active = row < end;
-    const RowStats stats = active ? row_stats(args, row) : RowStats{0.f, 0.f};
+    RowStats next_stats{};
+    if constexpr (Registers::kNextStats) {
+      next_stats = stats_of(row + tile.groups());
+    } else {
+      stats = stats_of(row);
+    }
     wait_for_row(plan.stages);
-    GradSums<1> sums = GradSums<1>::empty();
+    float g[kKept][kLoads][kVec], x_hat[kKept][kLoads][kVec];
+    HeldSums sums = HeldSums::empty();
 #pragma unroll
-    for (int k = 0; k < kPacks; k += kLoads) {
-      if (!active || k >= loads) continue;
-      float g[kLoads][kVec], x_hat[kLoads][kVec];
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (!active || chunk * kLoads >= loads) continue;
+      auto& gs = g[chunk % kKept];
+      auto& x_hats = x_hat[chunk % kKept];
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        if (k + i < loads) {
-          load(x_hat[i], tile.slot(stage, 0, k + i));
-          load(g[i], tile.slot(stage, 1, k + i));
-          standardize(x_hat[i], stats);
-          if (sums_wanted) columns.add(k + i, g[i], x_hat[i]);
-          scale<T>(g[i], args, col + (k + i) * step);
+        const int k = chunk * kLoads + i;
+        if (k < loads) {
+          load(x_hats[i], tile.slot(stage, 0, k));
+          load(gs[i], tile.slot(stage, 1, k));
+          standardize(x_hats[i], stats);
+          if (sums_wanted) columns.add(k, gs[i], x_hats[i]);
+          scale_by(gs[i], k);
         } else {
 #pragma unroll
-          for (int e = 0; e < kVec; ++e) g[i][e] = x_hat[i][e] = 0.f;
+          for (int e = 0; e < kVec; ++e) gs[i][e] = x_hats[i][e] = 0.f;
         }
       }
-      sums.push(g, x_hat, kLoads);  // the zeros change nothing
+      sums.push(gs, x_hats);  // the zeros change nothing
     }
     if (args.dx) {
-      const HeldSums row_sums = tile.merge(HeldSums{sums.dy[0].total(), sums.dy_x_hat[0].total()}, parity);
+      const HeldSums row_sums = tile.merge(sums, parity);
       const float inverse = 1.f / static_cast<float>(args.cols);
       const RowMeans means = {args.rms ? 0.f : row_sums.dy * inverse, row_sums.dy_x_hat * inverse};
       const RowAt at(row, args.block, args.cols);
@@ -305,12 +362,18 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
         if (!active || k >= loads) continue;
-        float g[kVec], x_hat[kVec];
-        load(x_hat, tile.slot(stage, 0, k));
-        load(g, tile.slot(stage, 1, k));
-        standardize(x_hat, stats);
-        scale<T>(g, args, col + k * step);
-        store_dx(dx + k * step, dh ? dh + k * step : nullptr, g, x_hat, stats, means);
+        const T* const addend = dh ? dh + k * step : nullptr;
+        if constexpr (Registers::kRow) {
+          store_dx(dx + k * step, addend, g[k / kLoads][k % kLoads], x_hat[k / kLoads][k % kLoads],
+                   stats, means);
+        } else {
+          float g_again[kVec], x_hat_again[kVec];
+          load(x_hat_again, tile.slot(stage, 0, k));
+          load(g_again, tile.slot(stage, 1, k));
+          standardize(x_hat_again, stats);
+          scale_by(g_again, k);
+          store_dx(dx + k * step, addend, g_again, x_hat_again, stats, means);
+        }
       }
     }
     if (plan.deep && sums_wanted && ++chain == kChain) {
@@ -318,6 +381,7 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
       chain = 0;
     }
     if (plan.stages == 2) stage ^= 1;
+    if constexpr (Registers::kNextStats) stats = next_stats;
   }
   if (sums_wanted) {
     columns.merge(plan.lanes, plan.deep != 0);
@@ -329,6 +393,9 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
         store(to, columns.of(0, k));
         store(to + int64_t(plan.parts) * args.cols, columns.of(1, k));
       }
+    }
+    if (plan.folds) {
+      fold_params_in_launch<T, kHeldWarps>(param_sums(args, args.workspace, plan.parts, args.cols), args.counters);
     }
   }
   tile.finish();

@@ -172,6 +172,7 @@ typedef struct wn_row_plan {
   int32_t stages;  /* held: 2 where the next row is on its way while one is computed, else 1 */
   int32_t packs;   /* held: accesses of a thread per row and tensor; their columns cover those of a block */
   int32_t deep;    /* held, backward: 1 where there is shared memory for sums of sums, else 0 */
+  int32_t folds;   /* held, backward: 1 where the blocks, which are resident together, add their partial sums up; else 0 */
   int32_t smem;    /* held: bytes of dynamic shared memory */
   int32_t parts;   /* blocks or clusters; backward: partial sums of dweight and dbias that are made, each by its own */
   int64_t span;    /* backward: rows of one part; rows <= parts * span */
@@ -229,6 +230,7 @@ typedef struct wn_row_norm_bwd {
   void* dx;           /* [rows, cols] x_dtype; null means not wanted */
   void* dweight;      /* [cols] grad_dtype; null means not wanted */
   void* dbias;        /* [cols] grad_dtype; null means not wanted */
+  uint32_t* counters; /* [2], zero before and after each call, used where `folds` */
   float* workspace;   /* [2, parts, cols], any contents; not used where neither dweight nor dbias is wanted */
   float weight_offset;
   wn_dtype x_dtype;

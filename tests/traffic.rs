@@ -39,9 +39,7 @@ fn channel_norms_move_what_their_strategy_may() {
             "apply" => check(row, &Most { dram: 1.02, raw: 1.4 }),
             _ => {}
         }
-        // Statistics over several segments are added up by a kernel of their own.
-        let more = usize::from(row.kernels.contains("fold_params") || row.kernels.contains("running"));
-        assert_eq!(row.launches, 1 + more, "{row:?}");
+        assert_eq!(row.launches, 1, "{row:?}");
     }
 }
 
@@ -49,6 +47,7 @@ fn channel_norms_move_what_their_strategy_may() {
 fn row_norms_are_read_once() {
     for row in &table::row_norms().unwrap() {
         assert_ne!(row.strategy, "Streaming", "{row:?}");
+        assert_eq!(row.launches, 1, "{row:?}");
         // With weight and bias, backward writes and reads two f32 sums per column and part; of so few rows each may be
         // a part. The floor is three tensors.
         let sums = 16.0 / (3 * row.dtype.size()) as f64;

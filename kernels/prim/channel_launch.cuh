@@ -6,6 +6,13 @@
 
 namespace WN_NAMESPACE {
 
+/// Whether all blocks of the teams can be resident together: plans have no more of them than that. Of clusters no one
+/// guarantees it.
+inline bool is_resident(const wn_channel_team& team) { return team.join != WN_CLUSTER; }
+
+/// Counters that the teams' barriers take.
+inline int team_counters(const wn_channel_team& team) { return team.join == WN_GRID ? 2 * team.teams : 0; }
+
 /// A stream, and whether to enqueue on it or only to load kernels.
 class ChannelLaunch {
  public:
@@ -23,9 +30,10 @@ class ChannelLaunch {
     return splits_fit ? launch_blocks<kKernel>(blocks, args...) : dev::kInvalidValue;
   }
 
-  /// Launches the blocks of all teams, with the shared memory that they hold chunks of `kTensors` tensors in.
+  /// Launches the blocks of all teams, with the shared memory that they hold chunks of `kTensors` tensors in. `together`:
+  /// all blocks of the grid wait for each other, and not only those of a team.
   template <class T, class Tile, int kTensors, auto kKernel, class... Args>
-  dev::Status launch_team(const wn_channel_team& team, Args... args) const {
+  dev::Status launch_team(const wn_channel_team& team, bool together, Args... args) const {
     const bool in_range = team.size >= 1 && team.teams >= 1 && team.chunks >= 1 && team.held >= 0 && team.units >= 1 &&
                           team.tiles >= 1 && (team.walk.splits == 1 || (team.walk.splits > 1 && Tile::kCanSplit)) &&
                           int64_t(team.tiles) * team.walk.splits <= INT32_MAX &&
@@ -33,7 +41,7 @@ class ChannelLaunch {
     if (!in_range) return dev::kInvalidValue;
     dev::LaunchConfig config = config_;
     config.dynamic_smem = Held<T, Tile, kTensors>::bytes(team);
-    config.cooperative = team.join == WN_GRID;
+    config.cooperative = together || team.join == WN_GRID;
     if (team.join == WN_CLUSTER) config.cluster = team.size;
     const int64_t blocks = int64_t(team.teams) * team.size;
     if (blocks > INT32_MAX) return dev::kInvalidValue;

@@ -17,15 +17,16 @@ struct ColumnSums {
   }
 };
 
-/// The columns that a block sums: `columns` neighbors, a power of two up to 32. Its other threads share their rows.
-class ColumnBlock {
+/// The columns that a block sums: `columns` neighbors, a power of two up to `kMaxColumns`. Its other threads share their
+/// rows.
+template <int kMaxColumns = kWarp, int kMaxWarps = kWarps> class ColumnBlock {
  public:
-  __device__ __forceinline__ ColumnBlock(int64_t cols, int columns)
-      : cols_(cols), columns_(columns), col_(int64_t(blockIdx.x) * columns + threadIdx.x % columns) {}
+  __device__ __forceinline__ ColumnBlock(int64_t cols, int columns, int64_t tile)
+      : cols_(cols), columns_(columns), col_(tile * columns + threadIdx.x % columns) {}
 
   __host__ static int width(int64_t cols) {
     int columns = 1;
-    while (columns < kWarp && columns < cols) columns *= 2;
+    while (columns < kMaxColumns && columns < cols) columns *= 2;
     return columns;
   }
   __host__ static int64_t blocks(int64_t cols) { return (cols + width(cols) - 1) / width(cols); }
@@ -36,14 +37,15 @@ class ColumnBlock {
 
   /// Sums this thread's column of two [rows, cols] matrices. All threads of the block call it.
   __device__ __forceinline__ ColumnSums sum(const float* first, const float* second, int64_t rows) const {
+    const int threads = kMaxWarps == kWarps ? kThreads : static_cast<int>(blockDim.x);
     ColumnSums sums = ColumnSums::empty();
     if (col_ < cols_) {
-      for (int64_t row = threadIdx.x / columns_; row < rows; row += kThreads / columns_) {
+      for (int64_t row = threadIdx.x / columns_; row < rows; row += threads / columns_) {
         sums.first.add(first[row * cols_ + col_]);
         sums.second.add(second[row * cols_ + col_]);
       }
     }
-    return block_merge<kWarp>(sums, columns_);
+    return block_merge<kMaxColumns, kMaxWarps>(sums, columns_);
   }
 
  private:
@@ -51,5 +53,36 @@ class ColumnBlock {
   int columns_;
   int64_t col_;
 };
+
+/// Sums the columns of two [rows, cols] matrices in the launch whose blocks write them, once all of these have come
+/// here; they are resident together. `put(col, sums)` takes the result of a column. All threads of all blocks call it.
+/// `counters` are two, zero before and after.
+template <int kMaxWarps = kWarps, class Put>
+__device__ __forceinline__ void sum_columns_in_launch(const float* first, const float* second, int64_t rows, int64_t cols,
+                                                      unsigned* counters, Put put) {
+  constexpr int kColumns = 8;  // 32 bytes side by side, the least that memory is read by
+  const int64_t tiles = (cols + kColumns - 1) / kColumns;
+  const unsigned blocks = gridDim.x;
+  const unsigned summing = tiles < blocks ? static_cast<unsigned>(tiles) : blocks;
+  __syncthreads();  // the writes of all threads come before the fence of the first
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(counters, 1u);
+  }
+  if (blockIdx.x >= summing) return;
+  if (threadIdx.x == 0) {
+    while (dev::poll(counters) < blocks) {
+    }
+    __threadfence();  // what the others wrote before their fence is read after this one
+    // Whoever comes last knows that all have seen the others arrive.
+    if (atomicInc(counters + 1, summing - 1) == summing - 1) atomicExch(counters, 0u);
+  }
+  __syncthreads();
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += blocks) {
+    const ColumnBlock<kColumns, kMaxWarps> block(cols, kColumns, tile);
+    const ColumnSums total = block.sum(first, second, rows);
+    if (block.writes()) put(block.col(), total);
+  }
+}
 
 }  // namespace WN_NAMESPACE

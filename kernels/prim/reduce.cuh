@@ -50,9 +50,12 @@ template <class Stat> __device__ __forceinline__ Stat warp_merge_all(Stat stat) 
 }
 
 /// Merges the threads of a block that are congruent modulo `columns`, a power of two up to `kMaxColumns`. All threads
-/// call it; those of one column get the same bits. May be called again.
-template <int kMaxColumns, class Stat> __device__ __forceinline__ Stat block_merge(Stat stat, int columns) {
-  DEV_SHARED_ARRAY(Stat, partial, kWarps * kMaxColumns);
+/// call it; those of one column get the same bits. May be called again. Blocks that are not of `kThreads` threads say how
+/// many warps they have at most.
+template <int kMaxColumns, int kMaxWarps = kWarps, class Stat>
+__device__ __forceinline__ Stat block_merge(Stat stat, int columns) {
+  DEV_SHARED_ARRAY(Stat, partial, kMaxWarps * kMaxColumns);
+  const int warps = kMaxWarps == kWarps ? kWarps : static_cast<int>(blockDim.x) / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;
   stat = warp_merge(stat, columns);
@@ -62,7 +65,8 @@ template <int kMaxColumns, class Stat> __device__ __forceinline__ Stat block_mer
   const int column = lane % columns;
   stat = partial[column];
 #pragma unroll
-  for (int w = 1; w < kWarps; ++w) stat.merge(partial[w * columns + column]);
+  for (int w = 1; w < kMaxWarps; ++w)
+    if (w < warps) stat.merge(partial[w * columns + column]);
   __syncthreads();  // the next call overwrites `partial`
   return stat;
 }

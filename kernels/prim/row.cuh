@@ -105,12 +105,11 @@ template <class T, int kVec> class RowTile {
     return slots_ + ((stage * tensors_ + tensor) * packs_ + k) * static_cast<int>(blockDim.x) * kVec;
   }
 
-  /// Sets a row on its way, of which `from` is what `col()` is in. It has landed when the thread has waited.
-  __device__ __forceinline__ void copy(int stage, int tensor, const T* from) const {
+  /// Sets a row on its way, of which `from` is what `col()` is in. It has landed when the thread has waited. `kPacks`:
+  /// accesses of any thread at most, where they are known.
+  template <int kPacks = 0> __device__ __forceinline__ void copy(int stage, int tensor, const T* from) const {
     constexpr int kBytes = kVec * sizeof(T);
-    if constexpr (kBytes >= 4) {
-      for (int k = 0; k < loads_; ++k) dev::copy_async<kBytes>(slot(stage, tensor, k), from + k * step());
-    } else {
+    if constexpr (kBytes < 4) {
       constexpr int kBatch = 8;  // such copies are not asynchronous: at least several at a time
       for (int first = 0; first < loads_; first += kBatch) {
         Pack<T, kVec> batch[kBatch];
@@ -121,6 +120,12 @@ template <class T, int kVec> class RowTile {
         for (int k = 0; k < kBatch; ++k)
           if (first + k < loads_) dev::store_vec(slot(stage, tensor, first + k), batch[k]);
       }
+    } else if constexpr (kPacks > 0 && kPacks <= 4) {
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k)
+        if (k < loads_) dev::copy_async<kBytes>(slot(stage, tensor, k), from + k * step());
+    } else {
+      for (int k = 0; k < loads_; ++k) dev::copy_async<kBytes>(slot(stage, tensor, k), from + k * step());
     }
   }
 

@@ -48,6 +48,16 @@ class Member {
     }
   }
 
+  /// Calls `start(tile, piece, chunk)` for the first `held` chunks of this block's first unit.
+  template <class Tile, class Start> __device__ __forceinline__ void begin(int held, Start start) const {
+    if (first_unit() >= team_.units) return;
+    for (int piece = 0; piece * team_.chunks < held; ++piece) {
+      const Tile of_piece = tile<Tile>(first_unit(), piece);
+      const int left = held - piece * team_.chunks;
+      for (int chunk = 0; chunk < team_.chunks && chunk < left; ++chunk) start(of_piece, piece, chunk);
+    }
+  }
+
   /// Waits until all blocks of the team have called, which then see what all of them wrote before. All threads call it.
   __device__ __forceinline__ void barrier(unsigned* counters) {
     if (team_.size == 1) {

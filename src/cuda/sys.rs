@@ -392,13 +392,14 @@ pub struct wn_row_plan {
     pub stages: i32,
     pub packs: i32,
     pub deep: i32,
+    pub folds: i32,
     pub smem: i32,
     pub parts: i32,
     pub span: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_row_plan"][::core::mem::size_of::<wn_row_plan>() - 48usize];
+    ["Size of wn_row_plan"][::core::mem::size_of::<wn_row_plan>() - 56usize];
     ["Alignment of wn_row_plan"][::core::mem::align_of::<wn_row_plan>() - 8usize];
     [
         "Offset of field: wn_row_plan::strategy",
@@ -425,14 +426,17 @@ const _: () = {
         "Offset of field: wn_row_plan::deep",
     ][::core::mem::offset_of!(wn_row_plan, deep) - 28usize];
     [
+        "Offset of field: wn_row_plan::folds",
+    ][::core::mem::offset_of!(wn_row_plan, folds) - 32usize];
+    [
         "Offset of field: wn_row_plan::smem",
-    ][::core::mem::offset_of!(wn_row_plan, smem) - 32usize];
+    ][::core::mem::offset_of!(wn_row_plan, smem) - 36usize];
     [
         "Offset of field: wn_row_plan::parts",
-    ][::core::mem::offset_of!(wn_row_plan, parts) - 36usize];
+    ][::core::mem::offset_of!(wn_row_plan, parts) - 40usize];
     [
         "Offset of field: wn_row_plan::span",
-    ][::core::mem::offset_of!(wn_row_plan, span) - 40usize];
+    ][::core::mem::offset_of!(wn_row_plan, span) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -544,6 +548,7 @@ pub struct wn_row_norm_bwd {
     pub dx: *mut ::core::ffi::c_void,
     pub dweight: *mut ::core::ffi::c_void,
     pub dbias: *mut ::core::ffi::c_void,
+    pub counters: *mut u32,
     pub workspace: *mut f32,
     pub weight_offset: f32,
     pub x_dtype: wn_dtype,
@@ -554,7 +559,7 @@ pub struct wn_row_norm_bwd {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_row_norm_bwd"][::core::mem::size_of::<wn_row_norm_bwd>() - 160usize];
+    ["Size of wn_row_norm_bwd"][::core::mem::size_of::<wn_row_norm_bwd>() - 168usize];
     [
         "Alignment of wn_row_norm_bwd",
     ][::core::mem::align_of::<wn_row_norm_bwd>() - 8usize];
@@ -607,26 +612,29 @@ const _: () = {
         "Offset of field: wn_row_norm_bwd::dbias",
     ][::core::mem::offset_of!(wn_row_norm_bwd, dbias) - 120usize];
     [
+        "Offset of field: wn_row_norm_bwd::counters",
+    ][::core::mem::offset_of!(wn_row_norm_bwd, counters) - 128usize];
+    [
         "Offset of field: wn_row_norm_bwd::workspace",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, workspace) - 128usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, workspace) - 136usize];
     [
         "Offset of field: wn_row_norm_bwd::weight_offset",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, weight_offset) - 136usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, weight_offset) - 144usize];
     [
         "Offset of field: wn_row_norm_bwd::x_dtype",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, x_dtype) - 140usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, x_dtype) - 148usize];
     [
         "Offset of field: wn_row_norm_bwd::param_dtype",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, param_dtype) - 144usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, param_dtype) - 152usize];
     [
         "Offset of field: wn_row_norm_bwd::grad_dtype",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, grad_dtype) - 148usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, grad_dtype) - 156usize];
     [
         "Offset of field: wn_row_norm_bwd::accumulate",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, accumulate) - 152usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, accumulate) - 160usize];
     [
         "Offset of field: wn_row_norm_bwd::rms",
-    ][::core::mem::offset_of!(wn_row_norm_bwd, rms) - 156usize];
+    ][::core::mem::offset_of!(wn_row_norm_bwd, rms) - 164usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

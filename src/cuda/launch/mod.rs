@@ -242,7 +242,7 @@ pub(crate) fn row_norm_bwd<D: Device, T: Element>(
     let rms = args.mean.is_none();
     let mean = taken.read_if("mean", args.mean.as_ref())?.cast();
     let rstd = taken.read("rstd", &args.rstd)?.cast();
-    let (_, workspace) = taken.workspace(&mut args.workspace)?;
+    let (counters, workspace) = taken.workspace(&mut args.workspace)?;
     let raw = sys::wn_row_norm_bwd {
         rows: if shape.is_empty() { 0 } else { shape.rows() as i64 },
         cols: shape.cols() as i64,
@@ -260,6 +260,7 @@ pub(crate) fn row_norm_bwd<D: Device, T: Element>(
         dx,
         dweight,
         dbias,
+        counters,
         workspace,
         weight_offset: args.weight_offset,
         x_dtype: abi::dtype(T::DTYPE),

@@ -121,6 +121,7 @@ fn blank_row_plan(strategy: RowStrategy, vec: usize, packs: usize) -> RowPlan {
         stages: 1,
         packs,
         deep: false,
+        folds: false,
         smem,
         parts: 1,
         span: 1,

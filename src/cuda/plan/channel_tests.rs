@@ -304,10 +304,12 @@ fn on_an_h200_the_suite_moves_little_more_than_its_floor() {
 #[test]
 fn small_tensors_take_one_launch() {
     for (name, device) in DEVICES {
-        for (outer, channels, inner, group) in
-            [(8, 64, 1024, 1), (32, 64, 1, 1), (4, 256, 784, 1), (64, 1024, 1, 1)]
-        {
-            let shape = ChannelShape::new(1, outer, channels, inner, group).unwrap();
+        // The last two are a GroupNorm and an InstanceNorm.
+        let of_batches = [(1, 8, 64, 1024, 1), (1, 32, 64, 1, 1), (1, 4, 256, 784, 1), (1, 64, 1024, 1, 1)];
+        let of_samples = [(8, 1, 64, 1024, 2), (16, 1, 64, 784, 1)];
+        for (segments, outer, channels, inner, group) in of_batches.into_iter().chain(of_samples) {
+            let shape = ChannelShape::new(segments, outer, channels, inner, group).unwrap();
+            let shape = if segments > 1 { shape.of_samples() } else { shape };
             for pass in PASSES {
                 let problem = ChannelProblem { shape, dtype: DType::F16, align: 16, pass };
                 let work = ChannelPlan::new(problem, device).work(problem, device);

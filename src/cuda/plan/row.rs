@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{DType, backend::WorkspaceLen, shape::RowShape};
 
-/// Columns up to which the threads of a warp may share a row, and not those of a block.
+/// Columns up to which the threads of a warp may share a row, and beyond which those of a block may.
 pub(super) const WARP_ROW: usize = 1024;
+const BLOCK_ROW: usize = 512;
 /// The most threads of a block that holds rows; `kHeldThreads` in `kernels/prim/row.cuh`.
 pub(super) const HELD_THREADS: usize = 512;
 /// The most blocks of a cluster; more than the portable 8 only for rows that 8 blocks cannot hold well.
@@ -15,7 +16,7 @@ pub(super) const MAX_CLUSTER: usize = 16;
 const PORTABLE_CLUSTER: usize = 8;
 const LARGE_CLUSTER_COLS: usize = 1 << 16;
 /// Shared memory that the held kernels declare themselves: room for merges, a little more than there is.
-pub(super) const HELD_STATIC: usize = 512;
+pub(super) const HELD_STATIC: usize = 2560;
 
 /// Columns that a thread may own in the backward pass, and how many threads of such an SM has registers for, with
 /// `kHeldThreads` and `held_bwd_threads` in mind.
@@ -101,6 +102,8 @@ pub struct RowPlan {
     pub packs: usize,
     /// Backward: there is shared memory for sums of sums of columns.
     pub deep: bool,
+    /// Backward: the launch itself adds the partial sums up, as all its blocks are resident together.
+    pub folds: bool,
     /// Bytes of shared memory of a block.
     pub smem: usize,
     /// Blocks or clusters. Backward: partial sums of the gradients of weight and bias, each by its own.
@@ -183,6 +186,7 @@ impl RowCall {
                     stages,
                     packs,
                     deep,
+                    folds: false,
                     smem,
                     parts,
                     span,
@@ -199,6 +203,8 @@ impl RowCall {
                     held(RowStrategy::WarpPerRow, THREADS, lanes, 1);
                 }
             }
+        }
+        if cols <= BLOCK_ROW {
             return;
         }
         for lanes in [64, 128, THREADS, HELD_THREADS] {
@@ -234,6 +240,7 @@ impl RowCall {
             stages: 1,
             packs: 1,
             deep: false,
+            folds: false,
             smem: 0,
             parts: rows.div_ceil(span).max(1),
             span,
@@ -328,7 +335,14 @@ impl RowPlan {
         let parts = resident.saturating_mul(waves).min(rows.div_ceil(groups));
         let span = rows.div_ceil(parts).next_multiple_of(groups);
         let parts = rows.div_ceil(span);
-        (parts.saturating_mul(self.cluster) <= MAX_BLOCKS).then_some(Self { parts, span, ..self })
+        let together = match self.cluster {
+            1 => resident,
+            // A cluster lies within a group of SMs, of which it may leave almost half idle; large ones may find none.
+            2..=PORTABLE_CLUSTER => device.sms * self.per_sm(call.direction, device) / 2 / self.cluster,
+            _ => 0,
+        };
+        let folds = call.direction == Direction::Backward && parts <= together;
+        (parts.saturating_mul(self.cluster) <= MAX_BLOCKS).then_some(Self { parts, span, folds, ..self })
     }
 
     /// What it is predicted to take where rows are many.
@@ -342,7 +356,7 @@ impl RowPlan {
 
     /// What it makes the device do.
     ///
-    /// The figures of instructions are counted from the sources and those of latencies are published ones of others for
+    /// The figures of instructions are counted from the sources and from the code for sm_90, and those of latencies are published ones of others for
     /// H100; nothing here is measured.
     pub fn work(&self, call: &RowCall, device: &DeviceLimits) -> Work {
         let (rows, cols) = (call.shape.rows() as f64, call.shape.cols() as f64);
@@ -351,12 +365,11 @@ impl RowPlan {
         let read = call.read() as f64 * tensor;
         let written = if backward || !call.extra { tensor } else { 2.0 * tensor };
         let partials = if backward { 2.0 * 4.0 * self.parts as f64 * cols } else { 0.0 };
-        let folds = usize::from(backward);
         let mut work = Work {
-            launches: 1 + folds,
+            launches: 1 + usize::from(backward && !self.folds),
             dram_bytes: read + written + partials + 8.0 * rows,
             l2_bytes: 0.0,
-            barriers: 0.0,
+            barriers: f64::from(u8::from(self.folds)),
             busy: 1.0,
         };
         if 2.0 * partials < device.l2 as f64 {
@@ -365,7 +378,7 @@ impl RowPlan {
             work.dram_bytes += partials
         }
         if self.strategy == RowStrategy::Streaming {
-            work.launches += folds;
+            work.launches += usize::from(backward);
             let row_bytes = tensor / rows.max(1.0) * call.read() as f64;
             let at_a_time = row_bytes * (device.sms * BLOCKS_PER_SM) as f64;
             let again =
@@ -378,7 +391,8 @@ impl RowPlan {
         let at_full_speed = (work.dram_bytes + 0.5 * work.l2_bytes) * 1e-9 / device.copy_gb_per_s as f64;
         if self.strategy == RowStrategy::Streaming {
             // Every element is read, widened and standardized twice, or three times.
-            let instructions = rows * cols * 1.3 * self.instructions_per_element(backward) / WARP as f64;
+            let elements = cols * 1.3 * self.instructions_per_element(backward, call.dtype) / WARP as f64;
+            let instructions = rows * (elements + self.instructions_of_a_row(backward));
             let issued = device.sms as f64 * ISSUED_PER_SM;
             let busy = (rows / device.sms as f64).clamp(1e-3, 1.0) * 0.9;
             work.busy = busy.min(at_full_speed / (instructions / issued));
@@ -407,12 +421,10 @@ impl RowPlan {
 
         let block_warps = self.threads as f64 / WARP as f64;
         let row_warps = self.lanes as f64 * self.cluster as f64 / WARP as f64;
-        let steps = |lanes: usize| lanes.ilog2() as f64;
-        let merge = steps(self.lanes.min(WARP)) + steps((self.lanes / WARP).max(1)) + steps(self.cluster);
-        let merges = row_warps * (60.0 + merge * if backward { 5.0 } else { 20.0 });
         let lanes_idle = (self.packs * self.vec * self.lanes * self.cluster) as f64;
-        let per_element = self.instructions_per_element(backward);
-        let instructions = rows * (lanes_idle * per_element / WARP as f64 + merges);
+        let per_element = self.instructions_per_element(backward, call.dtype);
+        let instructions =
+            rows * (lanes_idle * per_element / WARP as f64 + self.instructions_of_a_row(backward));
         let sms = device.sms as f64;
         let warps_per_sm = (resident * self.cluster as f64 * block_warps / sms).max(0.1);
         let issued = sms * ISSUED_PER_SM * (warps_per_sm / 16.0).min(1.0);
@@ -431,18 +443,31 @@ impl RowPlan {
         memory.max(instructions / issued).max(chain)
     }
 
-    fn instructions_per_element(&self, backward: bool) -> f64 {
+    /// Those that all warps of a row take for it however long it is: finding it, and merging.
+    fn instructions_of_a_row(&self, backward: bool) -> f64 {
+        let steps = |lanes: usize| lanes.ilog2() as f64;
+        let merges = steps(self.lanes.min(WARP)) + steps((self.lanes / WARP).max(1)) + steps(self.cluster);
+        let warps = (self.lanes * self.cluster) as f64 / WARP as f64;
+        warps * if backward { 150.0 + merges * 5.0 } else { 60.0 + merges * 20.0 }
+    }
+
+    fn instructions_per_element(&self, backward: bool, dtype: DType) -> f64 {
+        let owned = self.packs * self.vec;
+        // `HeldRegisters` in `kernels/row_norm_bwd.cuh`.
+        let in_registers =
+            self.strategy != RowStrategy::Streaming && (owned <= 8 || owned <= 16 && dtype.size() == 2);
         match (backward, self.vec) {
             (false, 1) => 25.0,
             (false, _) => 14.0,
             (true, 1) => 45.0,
+            (true, _) if in_registers => 15.0,
             (true, _) => 26.0,
         }
     }
 
     /// What a backward pass needs of a workspace.
     pub(super) fn workspace(&self, shape: RowShape) -> WorkspaceLen {
-        WorkspaceLen { counters: 0, words: 2 * self.parts * shape.cols() }
+        WorkspaceLen { counters: 2, words: 2 * self.parts * shape.cols() }
     }
 }
 

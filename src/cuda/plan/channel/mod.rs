@@ -156,14 +156,14 @@ impl ChannelPlan {
         let ChannelProblem { shape, dtype, pass, .. } = problem;
         let size = (shape.len() * dtype.size()) as f64;
         let twice = pass.tensors() as f64 * size;
-        let folds = usize::from(pass != ChannelPass::Forward && shape.segments() > 1);
+        let folds = pass != ChannelPass::Forward && shape.segments() > 1;
         // Half of the L2 cache: what is written passes through it too.
         let kept = device.l2 as f64 / 2.0;
         let Some(team) = self.team else {
             let again = if twice <= kept { 1.0 } else { 0.0 };
             let combines = usize::from(pass != ChannelPass::Forward && shape.group() > 1);
             return Work {
-                launches: 2 + folds + combines,
+                launches: 2 + usize::from(folds) + combines,
                 dram_bytes: twice + twice * (1.0 - again) + size,
                 l2_bytes: twice * again,
                 barriers: 0.0,
@@ -193,10 +193,10 @@ impl ChannelPlan {
         // Guesses: with other teams on the same SMs, most of a wait is covered by their work.
         let exposed = if team.teams > 1 && team.blocks_per_sm > 1 { 0.3 } else { 1.0 };
         Work {
-            launches: 1 + folds,
+            launches: 1 + usize::from(folds && !team.is_resident()),
             dram_bytes: twice + again * (1.0 - hits) + size,
             l2_bytes: again * hits + merging,
-            barriers: rounds * waits * exposed,
+            barriers: rounds * waits * exposed + f64::from(u8::from(folds && team.is_resident())),
             busy: even * device.busy(blocks, team.walk.used()),
         }
     }
@@ -209,7 +209,8 @@ impl ChannelPlan {
         let split = WorkspaceLen { counters: stats, words: kept + 2 * self.stats.splits * stats };
         let Some(team) = self.team else { return split };
         let words = kept + 2 * team.walk.splits * shape.slabs();
-        let counters = if team.join == Join::Grid { 2 * team.teams } else { 0 };
+        let joining = if team.join == Join::Grid { 2 * team.teams } else { 0 };
+        let counters = joining + 2; // of sums over the segments
         split.max(WorkspaceLen { counters, words })
     }
 }
@@ -223,7 +224,7 @@ thread_local! {
 pub fn channel_norm_workspace(shape: ChannelShape, device: DeviceLimits) -> WorkspaceLen {
     memo(&WORKSPACES, (shape, device), || {
         // Counters of as many teams of two blocks as can be resident, whatever the shape.
-        let mut enough = WorkspaceLen { counters: device.sms * TEAM_BLOCKS, words: 0 };
+        let mut enough = WorkspaceLen { counters: device.sms * TEAM_BLOCKS + 2, words: 0 };
         for (dtype, align) in WORKSPACE_CASES {
             for pass in [ChannelPass::Forward, ChannelPass::Backward, ChannelPass::BackwardFused] {
                 for plan in ChannelPlan::candidates(ChannelProblem { shape, dtype, align, pass }, device) {

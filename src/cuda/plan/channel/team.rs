@@ -59,6 +59,11 @@ impl ChannelTeam {
     pub fn pieces_per_block(&self) -> usize {
         self.pieces().div_ceil(self.size)
     }
+    /// Whether all blocks are on the device together, so that the launch itself sums over the segments; `is_resident` in
+    /// `kernels/prim/channel_launch.cuh`.
+    pub(super) fn is_resident(&self) -> bool {
+        self.join != Join::Cluster
+    }
     /// Times that a team goes on to another unit.
     pub fn rounds(&self) -> usize {
         self.units.div_ceil(self.teams)

@@ -141,17 +141,19 @@ impl ChannelWalk {
         filled * self.shape.per_slab() as f64 / loads as f64
     }
 
-    /// Shared memory that a team's kernel declares: `block_merge` and `merge_group`.
+    /// Shared memory that a team's kernel declares: `block_merge`, `merge_group` and `sum_columns_in_launch`.
     pub(super) fn static_smem(&self, pass: ChannelPass) -> usize {
         let warps = THREADS / WARP;
-        match self.tile {
+        let in_launch = warps * 8 * 4 * size_of::<f32>(); // two sums with what they lost, of 8 columns
+        let merging = match self.tile {
             ChannelTile::BlockPerChannel => warps * pass.stat_bytes(1),
             ChannelTile::WarpPerChannel => 0,
             ChannelTile::Columns => {
                 let columns = max_columns(self.vec);
                 columns * (warps * pass.stat_bytes(self.vec) + self.vec * pass.stat_bytes(1))
             }
-        }
+        };
+        merging + in_launch
     }
 
     fn tile(shape: ChannelShape, vec: usize, device: DeviceLimits) -> (ChannelTile, usize) {
