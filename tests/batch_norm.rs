@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use warpnorm::{
-    Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormTrain, DType, Element, Layout,
-    RunningStats, Statistics, Tensor,
+    Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, DType, Element, Layout, RunningStats, Statistics,
+    Tensor,
 };
 
 use crate::support::{
     bits, check,
-    data::{Rng, batch_norm_eval, batch_norm_train, dims, running},
+    data::{Rng, batch_norm_eval, batch_norm_train, dims, only_y, running, vary_params},
     judge::Format,
     on_every_backend, outputs,
     problem::{Op, Problem, Running},
@@ -55,14 +55,7 @@ fn shapes() -> impl Iterator<Item = [usize; 3]> {
 /// Turns the problem's and the run's options by a seed, so that a list of shapes sees all of them.
 fn vary(problem: &mut Problem, seed: u64) -> Options {
     let mut rng = Rng(seed ^ 0xc0ffee);
-    let params = |rng: &mut Rng| if rng.flip() { Params::F32 } else { Params::Same };
-    let options = Options { params: params(&mut rng), grads: params(&mut rng), ..Options::default() };
-    if rng.flip() {
-        problem.weight = None;
-    }
-    if rng.flip() {
-        problem.bias = None;
-    }
+    let options = vary_params(problem, &mut rng);
     if problem.op == Op::BatchNormTrain && rng.flip() {
         problem.running = None;
     }
@@ -494,17 +487,7 @@ fn one_workspace_serves_every_call_that_needs_no_more<T: Element, B: Sliced>(on:
         let x = tensor(&dims);
         let (mut y, mut dx) = (tensor(&dims), tensor(&dims));
         let want = bn.forward_train(on, &x, Affine::None, None).unwrap();
-        let args = BatchNormTrain {
-            x: x.view(),
-            residual: None,
-            y: y.view_mut(),
-            affine: Affine::None,
-            mean: None,
-            rstd: None,
-            running: None,
-            workspace: &mut workspace,
-        };
-        bn.forward_train_into(on, args).unwrap();
+        bn.forward_train_into(on, only_y(&x, &mut y, &mut workspace)).unwrap();
         assert_eq!(y.to_vec(on).unwrap(), want.y.to_vec(on).unwrap(), "{bn:?}");
         let grads = bn.backward_train(on, &x, &y, Affine::None, &want).unwrap();
         let args = BatchNormBackwardTrain {

@@ -44,7 +44,7 @@ mod on_a_gpu {
         half::f16,
     };
 
-    use crate::support::{gpu, small};
+    use crate::support::{data::only_y, gpu, small};
 
     fn wave(len: usize) -> Vec<f32> {
         (0..len).map(|i| (i as f32 * 0.37).sin()).collect()
@@ -161,16 +161,8 @@ mod on_a_gpu {
             on.warm_up().unwrap();
             on.synchronize().unwrap();
             on.stream().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-            let args = BatchNormTrain {
-                x: x.view(),
-                residual: None,
-                y: y.view_mut(),
-                affine: Affine::None,
-                mean: None,
-                rstd: None,
-                running: Some(running.borrow_mut()),
-                workspace: &mut workspace,
-            };
+            let args = only_y(&x, &mut y, &mut workspace);
+            let args = BatchNormTrain { running: Some(running.borrow_mut()), ..args };
             let captured = bn.forward_train_into(&on, args);
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = on.stream().end_capture(flags).unwrap().unwrap();

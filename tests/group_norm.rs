@@ -4,12 +4,12 @@ use warpnorm::{Affine, DType, Element, GroupNorm, Layout};
 
 use crate::support::{
     check,
-    data::{Rng, dims, group_norm, tensor_of, values_of},
-    expect_same_bits,
+    data::{Rng, dims, group_norm, tensor_of, values_of, vary_params},
+    expect_the_same_alone,
     judge::Format,
     on_every_backend, outputs,
     problem::Problem,
-    run::{Options, Params, Sliced},
+    run::{Options, Sliced},
     small,
 };
 
@@ -56,12 +56,9 @@ fn every_size_and_option_is_within_the_rule<T: Element, B: Sliced>(on: &B) {
                 let seed = (4 * i + 2 * parameters + layout as usize) as u64;
                 let mut rng = Rng(seed);
                 let mut problem = group_norm(&dims(shape, layout), layout, groups, seed);
-                problem.weight = problem.weight.filter(|_| rng.flip());
-                problem.bias = problem.bias.filter(|_| rng.flip());
-                let params = |rng: &mut Rng| if rng.flip() { Params::F32 } else { Params::Same };
-                let (params, grads) = (params(&mut rng), params(&mut rng));
+                let options = vary_params(&mut problem, &mut rng);
                 let max_start = (rng.bits() % 4) as usize;
-                check::<T, B>(on, &problem, &Options { params, grads, max_start, ..Options::default() });
+                check::<T, B>(on, &problem, &Options { max_start, ..options });
             }
         }
     }
@@ -117,20 +114,7 @@ fn a_sample_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on
     for (shape, groups) in [([9, 8, 16], 2), ([33, 6, 5], 3), ([3, 32, 64], 8)] {
         for layout in BOTH {
             let problem = group_norm(&dims(shape, layout), layout, groups, 8).rounded(T::DTYPE, DType::F32);
-            let all = outputs::<T, B>(on, &problem, &Options::default());
-            let samples = shape[0];
-            for sample in [0, samples / 2, samples - 1] {
-                let of = |values: &[f64]| {
-                    let len = values.len() / samples;
-                    values[sample * len..(sample + 1) * len].to_vec()
-                };
-                let mut alone = problem.clone();
-                (alone.dims[0], alone.x, alone.dy) = (1, vec![of(&problem.x[0])], of(&problem.dy));
-                let mut got = outputs::<T, B>(on, &alone, &Options::default());
-                got.retain(|name, _| *name != "dgamma" && *name != "dbeta");
-                let want = got.keys().map(|&name| (name, of(&all[name]))).collect();
-                expect_same_bits(&format!("sample {sample} of {shape:?} {layout:?}"), &got, &want);
-            }
+            expect_the_same_alone::<T, B>(on, &problem, &[0, shape[0] / 2, shape[0] - 1]);
         }
     }
 }

@@ -4,8 +4,8 @@ use warpnorm::{Affine, DType, Element, InstanceNorm, Layout, RunningStats};
 
 use crate::support::{
     check,
-    data::{Rng, dims, instance_norm, instance_norm_eval, tensor_of, values_of},
-    expect_same_bits, on_every_backend, outputs,
+    data::{Rng, dims, instance_norm, instance_norm_eval, tensor_of, values_of, vary_params},
+    expect_the_same_alone, on_every_backend, outputs,
     problem::{Op, Problem},
     run::{Options, Params, Sliced},
     small,
@@ -50,14 +50,11 @@ fn every_size_and_option_is_within_the_rule<T: Element, B: Sliced>(on: &B) {
                 let seed = (2 * i + layout as usize) as u64;
                 let mut problem = make(&dims(shape, layout), layout, seed);
                 let mut rng = Rng(seed ^ problem.op as u64);
-                problem.weight = problem.weight.filter(|_| rng.flip());
-                problem.bias = problem.bias.filter(|_| rng.flip());
+                let options = vary_params(&mut problem, &mut rng);
                 problem.running =
                     problem.running.filter(|_| problem.op == Op::InstanceNormEval || rng.flip());
-                let params = |rng: &mut Rng| if rng.flip() { Params::F32 } else { Params::Same };
-                let (params, grads) = (params(&mut rng), params(&mut rng));
                 let max_start = (rng.bits() % 4) as usize;
-                check::<T, B>(on, &problem, &Options { params, grads, max_start, ..Options::default() });
+                check::<T, B>(on, &problem, &Options { max_start, ..options });
             }
         }
     }
@@ -140,20 +137,7 @@ fn a_sample_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on
     for shape in [[9, 8, 16], [33, 6, 5], [3, 32, 64]] {
         for layout in BOTH {
             let problem = instance_norm(&dims(shape, layout), layout, 8).rounded(T::DTYPE, DType::F32);
-            let all = outputs::<T, B>(on, &problem, &Options::default());
-            let samples = shape[0];
-            for sample in [0, samples / 2, samples - 1] {
-                let of = |values: &[f64]| {
-                    let len = values.len() / samples;
-                    values[sample * len..(sample + 1) * len].to_vec()
-                };
-                let mut alone = problem.clone();
-                (alone.dims[0], alone.x, alone.dy) = (1, vec![of(&problem.x[0])], of(&problem.dy));
-                let mut got = outputs::<T, B>(on, &alone, &Options::default());
-                got.retain(|name, _| ["y", "dx", "mean", "rstd"].contains(name));
-                let want = got.keys().map(|&name| (name, of(&all[name]))).collect();
-                expect_same_bits(&format!("sample {sample} of {shape:?} {layout:?}"), &got, &want);
-            }
+            expect_the_same_alone::<T, B>(on, &problem, &[0, shape[0] / 2, shape[0] - 1]);
         }
     }
 }

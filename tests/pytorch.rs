@@ -8,11 +8,11 @@ mod suite;
 #[cfg(feature = "emulator")]
 use core::any::TypeId;
 
-use warpnorm::{Activation, Element, Layout, Statistics};
+use warpnorm::{Element, Layout};
 
 use crate::support::{
     check,
-    data::{Rng, running},
+    data::{Rng, running, zeros},
     problem::{Op, Problem, Values},
     run::{Options, Sliced},
     small,
@@ -21,29 +21,7 @@ use crate::support::{
 /// A problem without parameters, whose `x` is still to be set. Every other input is what most cases need.
 pub(crate) fn blank(op: Op, dims: &[usize]) -> Problem {
     let len = dims.iter().product();
-    Problem {
-        op,
-        dims: dims.to_vec(),
-        layout: Layout::ChannelsFirst,
-        statistics: Statistics::PerChannel,
-        virtual_batch: None,
-        norm_dims: 0,
-        groups: 1,
-        x: vec![vec![0.0; len]],
-        residual: None,
-        dy: Rng(len as u64).normals(len, 0.0, 1.0),
-        dh: None,
-        weight: None,
-        bias: None,
-        weight_offset: 0.0,
-        activation: Activation::None,
-        eps: 1e-5,
-        running: None,
-        momentum: None,
-        batches: 0,
-        old_grads: None,
-        data: None,
-    }
+    Problem { dy: Rng(len as u64).normals(len, 0.0, 1.0), ..zeros(op, dims) }
 }
 
 /// The same problem with normally distributed `x`, weight and bias, and running statistics where it is inference.

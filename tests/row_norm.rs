@@ -4,8 +4,8 @@ use warpnorm::{DType, Element};
 
 use crate::support::{
     check,
-    data::{Rng, layer_norm, rms_norm},
-    expect_same_bits, on_every_backend, outputs,
+    data::{Rng, layer_norm, rms_norm, vary_params},
+    expect_same_bits, expect_the_same_alone, on_every_backend, outputs,
     problem::{Op, Problem},
     run::{Options, Params, Sliced},
     small,
@@ -37,14 +37,7 @@ fn both(dims: &[usize], norm_dims: usize, seed: u64) -> [Problem; 2] {
 /// Turns the problem's and the run's options by a seed, so that a list of shapes sees all of them.
 fn vary(problem: &mut Problem, seed: u64) -> Options {
     let mut rng = Rng(seed ^ 0xc0ffee);
-    let params = |rng: &mut Rng| if rng.flip() { Params::F32 } else { Params::Same };
-    let options = Options { params: params(&mut rng), grads: params(&mut rng), ..Options::default() };
-    if rng.flip() {
-        problem.weight = None;
-    }
-    if rng.flip() {
-        problem.bias = None;
-    }
+    let options = vary_params(problem, &mut rng);
     if problem.op == Op::RmsNorm && rng.flip() {
         problem.weight_offset = 1.0;
     }
@@ -231,20 +224,7 @@ fn a_row_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on: &
     for [rows, cols] in [[65, 7], [33, 64], [9, 1025], [5, 4096]] {
         for problem in both(&[rows, cols], 1, 8) {
             let problem = problem.rounded(T::DTYPE, DType::F32);
-            let all = outputs::<T, B>(on, &problem, &Options::default());
-            for row in [0, rows / 2, rows - 1] {
-                let of = |values: &[f64]| values[row * cols..(row + 1) * cols].to_vec();
-                let mut alone = problem.clone();
-                (alone.dims[0], alone.x, alone.dy) = (1, vec![of(&problem.x[0])], of(&problem.dy));
-                let mut got = outputs::<T, B>(on, &alone, &Options::default());
-                got.retain(|name, _| *name != "dgamma" && *name != "dbeta");
-                let among = |name: &'static str| {
-                    let width = all[name].len() / rows;
-                    (name, all[name][row * width..(row + 1) * width].to_vec())
-                };
-                let want = got.keys().map(|name| among(name)).collect();
-                expect_same_bits(&format!("row {row} of [{rows}, {cols}]"), &got, &want);
-            }
+            expect_the_same_alone::<T, B>(on, &problem, &[0, rows / 2, rows - 1]);
         }
     }
 }

@@ -3,14 +3,14 @@
 
 use warpnorm::{
     Affine, DType, Element, Emulated, LayerNorm, Tensor,
-    cuda::plan::{DeviceLimits, Direction, RowCall, RowShape, RowStrategy, with_candidate},
+    cuda::plan::{DeviceLimits, Direction, RowCall, RowPlan, RowShape, RowStrategy, with_candidate},
     half::{bf16, f16},
 };
 
 use crate::support::{
     check,
-    data::{accumulating, layer_norm, rms_norm, with_residual},
-    expect_same_bits, outputs,
+    data::{ROUNDS_ONE_WAY, accumulating, layer_norm, rms_norm, with_residual},
+    expect_the_same_alone,
     problem::Problem,
     run::{Options, Params},
     small,
@@ -21,14 +21,16 @@ fn devices() -> [Emulated; 2] {
     [DeviceLimits::SMALL, DeviceLimits { sms: 4, ..DeviceLimits::H200 }].map(Emulated::describing)
 }
 
+fn candidates<T: Element>(on: &Emulated, problem: &Problem, direction: Direction) -> Vec<RowPlan> {
+    let shape = RowShape::new(problem.dy.len() / problem.cols(), problem.cols()).unwrap();
+    let extra = problem.residual.is_some();
+    RowCall { direction, shape, dtype: T::DTYPE, align: 16, extra }.candidates(&on.limits())
+}
+
 /// Calls `body` within each candidate of the problem's forward and backward pass; where one has fewer, its last runs
 /// again.
 fn with_each_candidate<T: Element>(on: &Emulated, problem: &Problem, mut body: impl FnMut()) {
-    let count = |direction| {
-        let shape = RowShape::new(problem.dy.len() / problem.cols(), problem.cols()).unwrap();
-        let extra = problem.residual.is_some();
-        RowCall { direction, shape, dtype: T::DTYPE, align: 16, extra }.candidates(&on.limits()).len()
-    };
+    let count = |direction| candidates::<T>(on, problem, direction).len();
     for index in 0..count(Direction::Forward).max(count(Direction::Backward)) {
         with_candidate(index, &mut body);
     }
@@ -71,20 +73,26 @@ fn every_plan_is_within_the_rule_bf16() {
     every_plan_is_within_the_rule::<bf16>();
 }
 
-/// Sums of equal values in every plan's order, over as many rows as a thread of a part takes: one multiprocessor has few
-/// parts.
+/// Sums of equal values in every plan's order, over as many rows as a thread may take: the device has room for one block,
+/// and so for one part.
 #[test]
 fn every_plan_sums_a_constant_gradient_within_the_rule() {
-    let shapes: &[[usize; 2]] = if small() { &[[300, 8]] } else { &[[2600, 8], [260, 1032]] };
-    let on = Emulated::describing(DeviceLimits { sms: 1, ..DeviceLimits::H200 });
+    let one_block = DeviceLimits { sms: 1, threads_per_sm: 256, ..DeviceLimits::H200 };
+    let on = Emulated::describing(one_block);
+    let shapes: &[[usize; 2]] = if small() { &[[1024, 72]] } else { &[[1024, 72], [128, 1032], [2600, 8]] };
+    let mut longest = 0;
     for dims in shapes {
         let problem = layer_norm(dims, 1, 3);
-        let dy = vec![1.0 / 3.0; problem.dy.len()];
+        let dy = vec![ROUNDS_ONE_WAY; problem.dy.len()];
         let problem = Problem { dy, ..problem };
+        for plan in candidates::<f32>(&on, &problem, Direction::Backward).iter().filter(|plan| plan.deep) {
+            longest = longest.max(plan.span / (plan.threads / plan.lanes));
+        }
         with_each_candidate::<f32>(&on, &problem, || {
             drop(check::<f32, _>(&on, &problem, &Options::default()));
         });
     }
+    assert_eq!(longest, 128, "rows of a thread");
 }
 
 #[test]
@@ -93,16 +101,7 @@ fn in_every_plan_a_row_alone_gives_the_bits_it_gives_among_others() {
         for [rows, cols] in [[33, 24], [5, 520], [3, 1544], [2, 8200]] {
             let problem = layer_norm(&[rows, cols], 1, 8).rounded(f16::DTYPE, DType::F32);
             with_each_candidate::<f16>(&on, &problem, || {
-                let all = outputs::<f16, _>(&on, &problem, &Options::default());
-                for row in [0, rows - 1] {
-                    let of = |values: &[f64]| values[row * cols..(row + 1) * cols].to_vec();
-                    let mut alone = problem.clone();
-                    (alone.dims[0], alone.x, alone.dy) = (1, vec![of(&problem.x[0])], of(&problem.dy));
-                    let mut got = outputs::<f16, _>(&on, &alone, &Options::default());
-                    got.retain(|name, _| *name == "y" || *name == "dx");
-                    let want = got.keys().map(|&name| (name, of(&all[name]))).collect();
-                    expect_same_bits(&format!("row {row} of [{rows}, {cols}]"), &got, &want);
-                }
+                expect_the_same_alone::<f16, _>(&on, &problem, &[0, rows - 1]);
             });
         }
     }

@@ -5,7 +5,10 @@ use warpnorm::{Element, Layout, Statistics};
 
 use crate::support::{
     check,
-    data::{batch_norm_eval, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, running},
+    data::{
+        ROUNDS_ONE_WAY, batch_norm_eval, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm,
+        running,
+    },
     on_every_backend,
     problem::Problem,
     run::{Options, Sliced},
@@ -42,7 +45,7 @@ fn problems() -> Vec<Problem> {
 fn a_constant_gradient_is_summed_within_the_rule<T: Element, B: Sliced>(on: &B) {
     for problem in problems() {
         let len = problem.dy.len();
-        check::<T, B>(on, &Problem { dy: vec![1.0 / 3.0; len], ..problem }, &Options::default());
+        check::<T, B>(on, &Problem { dy: vec![ROUNDS_ONE_WAY; len], ..problem }, &Options::default());
     }
 }
 
@@ -50,7 +53,7 @@ fn equal_values_are_averaged_within_the_rule<T: Element, B: Sliced>(on: &B) {
     for problem in problems() {
         let len = problem.dy.len();
         // All but one, so that there is a spread.
-        let mut x = vec![1.0 / 3.0; len];
+        let mut x = vec![ROUNDS_ONE_WAY; len];
         x[len / 2] = 0.5;
         check::<T, B>(on, &Problem { x: vec![x], ..problem }, &Options::default());
     }

@@ -172,6 +172,23 @@ pub(crate) fn describe(problem: &Problem) -> String {
     format!("{op:?} {dims:?} {over}, {parameters}{extras}, eps {eps}, momentum {momentum:?}")
 }
 
+/// Panics unless each of `samples`, which share no statistics, gives the same bits alone and among the others.
+pub(crate) fn expect_the_same_alone<T: Element, B: Sliced>(on: &B, problem: &Problem, samples: &[usize]) {
+    let all = outputs::<T, B>(on, problem, &Options::default());
+    for &sample in samples {
+        let of = |values: &[f64]| {
+            let len = values.len() / problem.dims[0];
+            values[sample * len..(sample + 1) * len].to_vec()
+        };
+        let mut alone = problem.clone();
+        (alone.dims[0], alone.x, alone.dy) = (1, vec![of(&problem.x[0])], of(&problem.dy));
+        let mut got = outputs::<T, B>(on, &alone, &Options::default());
+        got.retain(|name, _| ["y", "dx", "mean", "var", "rstd"].contains(name));
+        let want = got.keys().map(|&name| (name, of(&all[name]))).collect();
+        expect_same_bits(&format!("sample {sample} of {}", describe(problem)), &got, &want);
+    }
+}
+
 /// The bits of every tensor, for comparisons that no rounding may pass. All NaN are one.
 pub(crate) fn bits(values: &Values) -> BTreeMap<&'static str, Vec<u64>> {
     let bits = |v: &f64| if v.is_nan() { f64::NAN.to_bits() } else { v.to_bits() };
