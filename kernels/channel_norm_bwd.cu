@@ -91,7 +91,7 @@ dev::Status launch_gradients(const Call& call) {
   } else {
     return dev::kInvalidValue;
   }
-  const bool folds_itself = !call.args.running_only && call.plan.strategy == WN_TEAM && is_resident(call.plan.team);
+  const bool folds_itself = !call.args.running_only && call.plan.strategy == WN_TEAM && call.plan.team.folds;
   const bool to_fold = segmented && call.sums_wanted() && !folds_itself;
   return status == dev::kSuccess && to_fold ? launch_fold(call) : status;
 }

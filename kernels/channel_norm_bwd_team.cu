@@ -11,7 +11,7 @@ namespace WN_NAMESPACE {
 dev::Status channel_norm_bwd_team_launch(const wn_channel_norm_bwd& args, const wn_channel_team& team,
                                          const ChannelLaunch& on, float* partials, float* sums) {
   const bool fused = args.activation != WN_ACT_NONE;
-  const bool folds = sums && (args.dweight || args.dbias) && is_resident(team);
+  const bool folds = sums && (args.dweight || args.dbias) && team.folds;
   unsigned* const fold_counters = folds ? args.counters + team_counters(team) : nullptr;
   return visit_dtype(args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;

@@ -66,7 +66,7 @@ int32_t channel_norm_fwd(const wn_channel_norm_fwd* args, const wn_channel_plan*
 
   dev::Status status = split ? launch_train(saving, plan->stats, on, workspace.partials, vars)
                              : channel_norm_fwd_team_launch(saving, plan->team, on, workspace.partials, vars);
-  const bool averages_itself = !split && is_resident(plan->team);
+  const bool averages_itself = !split && plan->team.folds;
   if (status == dev::kSuccess && averaged && !averages_itself) status = launch_running(saving, plan->apply, on, vars);
   if (status == dev::kSuccess && split) {
     status = launch_apply(saving, plan->apply, on, saving.mean, saving.rstd, nullptr);

@@ -9,7 +9,7 @@ namespace WN_NAMESPACE {
 dev::Status channel_norm_fwd_team_launch(const wn_channel_norm_fwd& args, const wn_channel_team& team,
                                          const ChannelLaunch& on, float* partials, float* vars) {
   const bool fused = args.residual || args.activation != WN_ACT_NONE;
-  const bool averages = args.running == WN_RUNNING_AVERAGED && is_resident(team);
+  const bool averages = args.running == WN_RUNNING_AVERAGED && team.folds;
   unsigned* const average_counters = averages ? args.counters + team_counters(team) : nullptr;
   return visit_dtype(args.x_dtype, [&](auto dtype) {
     using T = typename decltype(dtype)::type;

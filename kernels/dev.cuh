@@ -9,6 +9,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -159,13 +160,33 @@ struct LaunchConfig {
   bool prepare_only = false;  // load the kernel, enqueue nothing
 };
 
+/// The dynamic shared memory that a block of the kernel may have on the current device: all that is left of the device's
+/// by what the kernel declares itself. 0 where it cannot be told.
+template <auto kKernel> int most_dynamic_smem() {
+  constexpr int kDevices = 64;  // whose answers are kept, as they do not change
+  static std::atomic<int> known[kDevices];
+  int device = 0;
+  if (cudaGetDevice(&device) != kSuccess) return 0;
+  const bool keeps = device < kDevices;
+  if (const int most = keeps ? known[device].load(std::memory_order_relaxed) : 0) return most;
+  int of_block = 0;
+  cudaFuncAttributes attributes;
+  if (cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != kSuccess) return 0;
+  if (cudaFuncGetAttributes(&attributes, kKernel) != kSuccess) return 0;
+  const int most = of_block - static_cast<int>(attributes.sharedSizeBytes);
+  if (keeps) known[device].store(most, std::memory_order_relaxed);
+  return most;
+}
+
 /// The kernel is a template argument so that the emulator can name it.
 template <auto kKernel, class... Args> Status launch(const LaunchConfig& config, Args... args) {
-  constexpr size_t kUnasked = 48 << 10;  // shared memory that a kernel may have without asking
-  constexpr unsigned kPortable = 8;      // blocks of a cluster, likewise
-  if (config.dynamic_smem > kUnasked) {
-    const Status status = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(config.dynamic_smem));
+  constexpr size_t kSurelyUnasked = 32 << 10;  // of 48 KB, which a kernel may have unasked with what it declares itself
+  constexpr unsigned kPortable = 8;            // blocks of a cluster, likewise
+  if (config.dynamic_smem > kSurelyUnasked) {
+    // Always the same value, as it is the function's and not the launch's: another thread may be launching it, too.
+    const int most = most_dynamic_smem<kKernel>();
+    if (most < static_cast<int64_t>(config.dynamic_smem)) return kInvalidValue;
+    const Status status = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (status != kSuccess) return status;
   }
   if (config.cluster > kPortable) {

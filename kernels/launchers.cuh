@@ -12,8 +12,8 @@ int32_t row_norm_fwd(const wn_row_norm_fwd*, const wn_row_plan*, wn_action, wn_s
 int32_t row_norm_bwd(const wn_row_norm_bwd*, const wn_row_plan*, wn_action, wn_stream);
 
 class ChannelLaunch;
-/// The one launch of a channel norm by teams, forward. Where the teams are not resident together, averaged running
-/// statistics take another.
+/// The one launch of a channel norm by teams, forward. Where it does not fold, averaged running statistics take
+/// another.
 dev::Status channel_norm_fwd_team_launch(const wn_channel_norm_fwd& args, const wn_channel_team& team,
                                          const ChannelLaunch& on, float* partials, float* vars);
 /// Backward; `sums` is where sums per slab go, [2, slabs], or null. Likewise adding them up.

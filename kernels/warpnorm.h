@@ -88,6 +88,7 @@ typedef struct wn_channel_team {
   int32_t tiles;  /* tiles of a unit; of a column walk: one, or all of a segment */
   int32_t slabs;  /* slabs of a unit; not used by a column walk, whose tiles say */
   int32_t chunks; /* chunks of a piece */
+  int32_t folds;  /* 1 where the blocks, which are resident together, sum over the segments in the same launch; else 0 */
   int32_t held;   /* chunks that a thread holds in shared memory between the two phases, of those of its block's pieces */
 } wn_channel_team;
 

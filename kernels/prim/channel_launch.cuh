@@ -6,10 +6,6 @@
 
 namespace WN_NAMESPACE {
 
-/// Whether all blocks of the teams can be resident together: plans have no more of them than that. Of clusters no one
-/// guarantees it.
-inline bool is_resident(const wn_channel_team& team) { return team.join != WN_CLUSTER; }
-
 /// Counters that the teams' barriers take.
 inline int team_counters(const wn_channel_team& team) { return team.join == WN_GRID ? 2 * team.teams : 0; }
 

@@ -60,8 +60,10 @@ template <int kMaxColumns = kWarp, int kMaxWarps = kWarps> class ColumnBlock {
 template <int kMaxWarps = kWarps, class Put>
 __device__ __forceinline__ void sum_columns_in_launch(const float* first, const float* second, int64_t rows, int64_t cols,
                                                       unsigned* counters, Put put) {
-  constexpr int kColumns = 8;  // 32 bytes side by side, the least that memory is read by
-  const int64_t tiles = (cols + kColumns - 1) / kColumns;
+  constexpr int kMost = 8;  // 32 bytes side by side, the least that memory is read by
+  int columns = kMost;
+  while (columns / 2 >= cols) columns /= 2;
+  const int64_t tiles = (cols + columns - 1) / columns;
   const unsigned blocks = gridDim.x;
   const unsigned summing = tiles < blocks ? static_cast<unsigned>(tiles) : blocks;
   __syncthreads();  // the writes of all threads come before the fence of the first
@@ -79,7 +81,7 @@ __device__ __forceinline__ void sum_columns_in_launch(const float* first, const 
   }
   __syncthreads();
   for (int64_t tile = blockIdx.x; tile < tiles; tile += blocks) {
-    const ColumnBlock<kColumns, kMaxWarps> block(cols, kColumns, tile);
+    const ColumnBlock<kMost, kMaxWarps> block(cols, columns, tile);
     const ColumnSums total = block.sum(first, second, rows);
     if (block.writes()) put(block.col(), total);
   }

@@ -128,11 +128,12 @@ pub struct wn_channel_team {
     pub tiles: i32,
     pub slabs: i32,
     pub chunks: i32,
+    pub folds: i32,
     pub held: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_channel_team"][::core::mem::size_of::<wn_channel_team>() - 96usize];
+    ["Size of wn_channel_team"][::core::mem::size_of::<wn_channel_team>() - 104usize];
     [
         "Alignment of wn_channel_team",
     ][::core::mem::align_of::<wn_channel_team>() - 8usize];
@@ -161,8 +162,11 @@ const _: () = {
         "Offset of field: wn_channel_team::chunks",
     ][::core::mem::offset_of!(wn_channel_team, chunks) - 88usize];
     [
+        "Offset of field: wn_channel_team::folds",
+    ][::core::mem::offset_of!(wn_channel_team, folds) - 92usize];
+    [
         "Offset of field: wn_channel_team::held",
-    ][::core::mem::offset_of!(wn_channel_team, held) - 92usize];
+    ][::core::mem::offset_of!(wn_channel_team, held) - 96usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -174,7 +178,7 @@ pub struct wn_channel_plan {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of wn_channel_plan"][::core::mem::size_of::<wn_channel_plan>() - 216usize];
+    ["Size of wn_channel_plan"][::core::mem::size_of::<wn_channel_plan>() - 224usize];
     [
         "Alignment of wn_channel_plan",
     ][::core::mem::align_of::<wn_channel_plan>() - 8usize];
@@ -186,10 +190,10 @@ const _: () = {
     ][::core::mem::offset_of!(wn_channel_plan, team) - 8usize];
     [
         "Offset of field: wn_channel_plan::stats",
-    ][::core::mem::offset_of!(wn_channel_plan, stats) - 104usize];
+    ][::core::mem::offset_of!(wn_channel_plan, stats) - 112usize];
     [
         "Offset of field: wn_channel_plan::apply",
-    ][::core::mem::offset_of!(wn_channel_plan, apply) - 160usize];
+    ][::core::mem::offset_of!(wn_channel_plan, apply) - 168usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

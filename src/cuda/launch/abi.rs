@@ -51,6 +51,7 @@ fn team(plan: &ChannelPlan) -> sys::wn_channel_team {
             tiles: 0,
             slabs: 0,
             chunks: 0,
+            folds: 0,
             held: 0,
         };
     };
@@ -67,6 +68,7 @@ fn team(plan: &ChannelPlan) -> sys::wn_channel_team {
         tiles: team.tiles as i32,
         slabs: team.slabs as i32,
         chunks: team.chunks as i32,
+        folds: i32::from(team.folds),
         held: team.held as i32,
     }
 }

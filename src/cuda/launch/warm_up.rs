@@ -101,6 +101,7 @@ fn two_segment_plan(with_team: bool, tile: ChannelTile, vec: usize, team_vec: us
         tiles: 1,
         slabs: 1,
         chunks: 1,
+        folds: true,
         held: 0,
         smem: 0,
         blocks_per_sm: 1,

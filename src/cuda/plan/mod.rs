@@ -40,8 +40,17 @@ const MAX_BLOCKS: usize = i32::MAX as usize;
 const BLOCKS_PER_SM: usize = 4;
 
 /// Every type and alignment that makes a difference to the size of a workspace.
-const WORKSPACE_CASES: [(DType, usize); 3] =
-    [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, VEC_BYTES)];
+const WORKSPACE_CASES: [(DType, usize); 5] =
+    [(DType::F32, 1), (DType::F32, VEC_BYTES), (DType::F16, 1), (DType::F16, 8), (DType::F16, VEC_BYTES)];
+
+/// Whether a launch of `blocks` blocks, of which `resident` fit the device together, should end in a step for which they
+/// wait for each other. That saves a launch, but asks for all blocks at once, so that the launch waits for other kernels
+/// that hold a part of the device, such as a collective of several GPUs that runs meanwhile. So: where there is room
+/// all the same, and where the tensor is so small that launches are most of the time. (The bounds are guesses.)
+fn ends_together(blocks: usize, resident: usize, tensor_bytes: usize) -> bool {
+    const SMALL: usize = 1 << 20;
+    blocks <= resident / 2 || blocks <= resident && tensor_bytes <= SMALL
+}
 
 /// A plan of either family.
 #[allow(clippy::large_enum_variant)] // a value to look at, of which there is one at a time

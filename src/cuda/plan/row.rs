@@ -2,7 +2,7 @@
 
 use super::{
     BLOCKS_PER_SM, Choice, DeviceLimits, LAST, MAX_BLOCKS, MAX_COLUMNS, Memo, Plan, THREADS, VEC_BYTES, WARP,
-    WORKSPACE_CASES, Work, choose_once, memo,
+    WORKSPACE_CASES, Work, choose_once, ends_together, memo,
 };
 use crate::{DType, backend::WorkspaceLen, shape::RowShape};
 
@@ -15,8 +15,14 @@ pub(super) const HELD_THREADS: usize = 512;
 pub(super) const MAX_CLUSTER: usize = 16;
 const PORTABLE_CLUSTER: usize = 8;
 const LARGE_CLUSTER_COLS: usize = 1 << 16;
-/// Shared memory that the held kernels declare themselves: room for merges, a little more than there is.
-pub(super) const HELD_STATIC: usize = 2560;
+/// Shared memory that the held kernels declare themselves: room for merges, and backward for sums over the parts; a little
+/// more than there is.
+pub(super) const fn held_static(direction: Direction) -> usize {
+    match direction {
+        Direction::Forward => 512,
+        Direction::Backward => 2560,
+    }
+}
 
 /// Columns that a thread may own in the backward pass, and how many threads of such an SM has registers for, with
 /// `kHeldThreads` and `held_bwd_threads` in mind.
@@ -306,7 +312,7 @@ impl RowPlan {
                 owned.map_or(0, |owned| owned.per_sm)
             }
         };
-        device.blocks_per_sm(self.threads, self.smem + HELD_STATIC, registers / self.threads)
+        device.blocks_per_sm(self.threads, self.smem + held_static(direction), registers / self.threads)
     }
 
     /// Blocks, or clusters, that are on the device at a time.
@@ -335,13 +341,15 @@ impl RowPlan {
         let parts = resident.saturating_mul(waves).min(rows.div_ceil(groups));
         let span = rows.div_ceil(parts).next_multiple_of(groups);
         let parts = rows.div_ceil(span);
+        let slots = device.sms * self.per_sm(call.direction, device);
+        let bytes = call.shape.rows() * call.shape.cols() * call.dtype.size();
         let together = match self.cluster {
-            1 => resident,
+            1 => ends_together(parts, slots, bytes),
             // A cluster lies within a group of SMs, of which it may leave almost half idle; large ones may find none.
-            2..=PORTABLE_CLUSTER => device.sms * self.per_sm(call.direction, device) / 2 / self.cluster,
-            _ => 0,
+            2..=PORTABLE_CLUSTER => parts * self.cluster <= slots / 2,
+            _ => false,
         };
-        let folds = call.direction == Direction::Backward && parts <= together;
+        let folds = call.direction == Direction::Backward && together;
         (parts.saturating_mul(self.cluster) <= MAX_BLOCKS).then_some(Self { parts, span, folds, ..self })
     }
 
@@ -475,8 +483,7 @@ impl RowPlan {
 pub fn row_norm_workspace(shape: RowShape, device: DeviceLimits) -> WorkspaceLen {
     memo(&WORKSPACES, (shape, device), || {
         let mut enough = WorkspaceLen::default();
-        let cases = WORKSPACE_CASES.into_iter().chain([(DType::F16, 1)]);
-        for (dtype, align) in cases {
+        for (dtype, align) in WORKSPACE_CASES {
             for extra in [false, true] {
                 let call = RowCall { direction: Direction::Backward, shape, dtype, align, extra };
                 call.each_candidate(&device, |plan| enough = enough.max(plan.workspace(shape)));

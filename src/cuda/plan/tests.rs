@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    row::{DEEP_CHAIN, FLAT_CHAIN, HELD_STATIC, HELD_THREADS, MAX_CLUSTER, STREAMED_ROWS_PER_PART, WARP_ROW},
+    row::{DEEP_CHAIN, FLAT_CHAIN, HELD_THREADS, MAX_CLUSTER, STREAMED_ROWS_PER_PART, WARP_ROW, held_static},
     *,
 };
 
@@ -80,7 +80,7 @@ fn check_row_plan(plan: &RowPlan, call: &RowCall, device: &DeviceLimits) {
     assert!(plan.cluster.is_power_of_two() && plan.cluster <= MAX_CLUSTER, "{plan:?}");
     assert!(plan.cluster <= 8 || device.cluster >= 8, "not portable: {plan:?}");
     assert!(plan.cluster == 1 || device.cluster > 1 && plan.lanes == plan.threads, "{plan:?}");
-    assert!(plan.smem + HELD_STATIC <= device.smem_per_block, "fits shared memory: {plan:?}");
+    assert!(plan.smem + held_static(call.direction) <= device.smem_per_block, "fits shared memory: {plan:?}");
     assert!(plan.per_sm(call.direction, device) >= 1, "fits an SM: {plan:?}");
     if call.direction == Direction::Backward {
         let groups = plan.threads / plan.lanes;

@@ -193,10 +193,10 @@ impl ChannelPlan {
         // Guesses: with other teams on the same SMs, most of a wait is covered by their work.
         let exposed = if team.teams > 1 && team.blocks_per_sm > 1 { 0.3 } else { 1.0 };
         Work {
-            launches: 1 + usize::from(folds && !team.is_resident()),
+            launches: 1 + usize::from(folds && !team.folds),
             dram_bytes: twice + again * (1.0 - hits) + size,
             l2_bytes: again * hits + merging,
-            barriers: rounds * waits * exposed + f64::from(u8::from(folds && team.is_resident())),
+            barriers: rounds * waits * exposed + f64::from(u8::from(folds && team.folds)),
             busy: even * device.busy(blocks, team.walk.used()),
         }
     }

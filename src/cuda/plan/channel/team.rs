@@ -1,7 +1,7 @@
 //! Teams of blocks, and every one that can take a problem.
 
 use super::{
-    super::{DeviceLimits, THREADS, VEC_BYTES},
+    super::{DeviceLimits, THREADS, VEC_BYTES, ends_together},
     ChannelPass, ChannelPlan, ChannelProblem, ChannelTile, ChannelWalk, MAX_CHAIN, TEAM_BLOCKS,
     walk::{WARP_CHANNEL, WARP_CHANNEL_MANY, channel_vec, max_columns},
 };
@@ -42,6 +42,8 @@ pub struct ChannelTeam {
     pub slabs: usize,
     /// Chunks of a piece.
     pub chunks: usize,
+    /// The launch itself sums over the segments, as all its blocks are resident together.
+    pub folds: bool,
     /// Chunks that a block holds in shared memory.
     pub held: usize,
     /// Shared memory of a block: what is held, and what the kernel itself declares.
@@ -58,11 +60,6 @@ impl ChannelTeam {
     /// Pieces of a unit that a block has, at most.
     pub fn pieces_per_block(&self) -> usize {
         self.pieces().div_ceil(self.size)
-    }
-    /// Whether all blocks are on the device together, so that the launch itself sums over the segments; `is_resident` in
-    /// `kernels/prim/channel_launch.cuh`.
-    pub(super) fn is_resident(&self) -> bool {
-        self.join != Join::Cluster
     }
     /// Times that a team goes on to another unit.
     pub fn rounds(&self) -> usize {
@@ -206,6 +203,12 @@ impl TeamOrder {
                     }
                     let rounds = units.div_ceil(resident / size);
                     let teams = units.div_ceil(rounds);
+                    let bytes = walk.shape.len() * dtype.size();
+                    let folds = match join {
+                        Join::Alone => ends_together(teams, resident, bytes),
+                        Join::Cluster => false, // no one guarantees that all are resident
+                        Join::Grid => true,
+                    };
                     all.push(ChannelTeam {
                         walk,
                         join,
@@ -215,6 +218,7 @@ impl TeamOrder {
                         tiles,
                         slabs,
                         chunks,
+                        folds,
                         held,
                         smem,
                         blocks_per_sm,
