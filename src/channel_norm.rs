@@ -1,9 +1,9 @@
 //! What BatchNorm, GroupNorm and InstanceNorm share: the checks, and what is handed to a backend once they have passed.
 
 use crate::{
-    Activation, Affine, AffineGrad, Backend, Element, Error, Result, Tensor, View, ViewMut, Workspace,
-    WorkspaceLen,
+    Activation, Affine, AffineGrad, Backend, Element, Error, Result, View, ViewMut, Workspace,
     backend::WorkspaceMut,
+    batch_norm::TrainParts,
     error::{check_eps, check_len},
     shape::{ChannelShape, Dims, Scope},
 };
@@ -21,6 +21,10 @@ pub(crate) struct ChannelOp {
     pub(crate) fixed_scope: Scope,
     /// Whether a single value may be a statistic's only one.
     pub(crate) one_value_is_enough: bool,
+    /// The weight of a training call in the running statistics; `None` averages all calls.
+    pub(crate) momentum: Option<f32>,
+    /// How many running means there are.
+    pub(crate) running_len: usize,
 }
 
 /// Statistics of the tensor at hand: where they go, and what follows them.
@@ -82,12 +86,30 @@ impl ChannelOp {
         Ok(self.shape(dims, self.scope)?.statistics())
     }
 
-    /// What every method needs of a workspace for such a tensor.
-    pub(crate) fn workspace_len<B: Backend>(&self, on: &B, dims: &Dims) -> Result<WorkspaceLen> {
+    /// Enough for every method on such a tensor.
+    pub(crate) fn workspace<B: Backend>(&self, on: &B, dims: &Dims) -> Result<Workspace<B>> {
         let fixed = on.channel_norm_workspace(self.shape(dims, self.fixed_scope)?);
         // A batch that a training pass refuses may still be one for inference.
         let batch = self.shape(dims, self.scope).map(|shape| on.channel_norm_workspace(shape));
-        Ok(fixed.max(batch.unwrap_or_default()))
+        Workspace::new(on, fixed.max(batch.unwrap_or_default()))
+    }
+
+    /// A forward pass that moves and counts for the running statistics, if given.
+    pub(crate) fn train<T: Element, B: Backend>(&self, on: &B, parts: TrainParts<'_, T, B>) -> Result<()> {
+        let (tensors, mut statistics, running) = parts;
+        if let Some(momentum) = self.momentum.filter(|momentum| !momentum.is_finite()) {
+            return Err(Error::Momentum(momentum));
+        }
+        let mut batches = None;
+        if let Some(running) = running {
+            let (update, count) = running.update(self.momentum, self.running_len);
+            (statistics.running, batches) = (Some(update), Some(count));
+        }
+        self.forward_batch(on, tensors, statistics)?;
+        if let Some(batches) = batches {
+            *batches = batches.saturating_add(1);
+        }
+        Ok(())
     }
 
     pub(crate) fn forward_batch<'a, T: Element, B: Backend>(
@@ -254,34 +276,6 @@ impl ChannelOp {
             Scope::Group(_) => "channel and sample",
         };
         Err(Error::OneValue { arg: "x", per })
-    }
-}
-
-/// Gradients of an op: what every `backward` returns.
-#[derive(Debug)]
-pub struct Gradients<T: Element, B: Backend> {
-    /// Gradient of the input, shaped like it.
-    pub dx: Tensor<T, B>,
-    /// Gradient of the weight, if there is one.
-    pub dweight: Option<Tensor<f32, B>>,
-    /// Gradient of the bias, if there is one.
-    pub dbias: Option<Tensor<f32, B>>,
-}
-
-impl<T: Element, B: Backend> Gradients<T, B> {
-    pub(crate) fn zeros(on: &B, x: &Tensor<T, B>, affine: &Affine<'_, T, B>) -> Result<Self> {
-        let (weight, bias) = affine.lens();
-        let vector = |len: Option<usize>| len.map(|n| Tensor::zeros(on, &[n])).transpose();
-        Ok(Self { dx: Tensor::zeros_like(on, x)?, dweight: vector(weight)?, dbias: vector(bias)? })
-    }
-
-    /// Where a backward pass writes them.
-    pub(crate) fn borrow_mut(&mut self) -> (ViewMut<'_, T, B>, AffineGrad<'_, T, B>) {
-        let grads = AffineGrad::F32 {
-            dweight: self.dweight.as_mut().map(Tensor::data_mut),
-            dbias: self.dbias.as_mut().map(Tensor::data_mut),
-        };
-        (self.dx.view_mut(), grads)
     }
 }
 

@@ -1,5 +1,6 @@
 use crate::{
-    Activation, Affine, AffineGrad, Backend, Element, Gradients, Result, Tensor, View, ViewMut, Workspace,
+    Activation, Affine, AffineGrad, Backend, BatchNormOutput, Element, Gradients, Result, Tensor, View,
+    ViewMut, Workspace,
     channel_norm::{BackwardTensors, BatchStatistics, ChannelOp, ForwardTensors},
     shape::Scope,
 };
@@ -101,21 +102,7 @@ impl GroupNorm {
         x: &Tensor<T, B>,
         affine: Affine<'_, T, B>,
     ) -> Result<GroupNormOutput<T, B>> {
-        let saved = self.saved_len(&x.view())?;
-        let mut y = Tensor::zeros_like(on, x)?;
-        let mut mean = Tensor::zeros(on, &[saved])?;
-        let mut rstd = Tensor::zeros(on, &[saved])?;
-        let mut workspace = self.workspace(on, x)?;
-        let args = GroupNormForward {
-            x: x.view(),
-            residual: None,
-            y: y.view_mut(),
-            affine: affine.reborrow(),
-            mean: Some(mean.data_mut()),
-            rstd: Some(rstd.data_mut()),
-            workspace: &mut workspace,
-        };
-        self.forward_into(on, args)?;
+        let BatchNormOutput { y, mean, rstd } = self.op().normalized(on, x, &affine, None)?;
         Ok(GroupNormOutput { y, mean, rstd })
     }
 
@@ -155,24 +142,7 @@ impl GroupNorm {
         affine: Affine<'_, T, B>,
         saved: &GroupNormOutput<T, B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = GroupNormBackward {
-            x: x.view(),
-            residual: None,
-            dy: dy.view(),
-            affine: affine.reborrow(),
-            mean: saved.mean.data(),
-            rstd: saved.rstd.data(),
-            dx: Some(dx),
-            dresidual: None,
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_into(on, args)?;
-        Ok(gradients)
+        self.op().gradients(on, x, dy, &affine, [&saved.mean, &saved.rstd])
     }
 
     /// Scratch memory for tensors shaped like `x`, enough for every method and element type.
@@ -190,7 +160,7 @@ impl GroupNorm {
     ///
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
-        Workspace::new(on, self.op().workspace_len(on, &x.dims)?)
+        self.op().workspace(on, &x.dims)
     }
 
     /// [`forward`](Self::forward) into the caller's buffers.
@@ -263,6 +233,8 @@ impl GroupNorm {
             scope: Scope::Group(self.groups),
             fixed_scope: Scope::Group(self.groups),
             one_value_is_enough: true,
+            momentum: None,
+            running_len: 0,
         }
     }
 }

@@ -1,10 +1,7 @@
 use crate::{
     Activation, Affine, Backend, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval,
     BatchNormEvalInPlace, BatchNormOutput, BatchNormTrain, BatchNormTrainInPlace, Element, Gradients, Result,
-    RunningStats, Tensor, View, Workspace,
-    batch_norm::{TrainParts, check_momentum},
-    channel_norm::ChannelOp,
-    shape::Scope,
+    RunningStats, Tensor, View, Workspace, channel_norm::ChannelOp, shape::Scope,
 };
 
 #[cfg(doc)]
@@ -144,23 +141,7 @@ impl InstanceNorm {
         affine: Affine<'_, T, B>,
         running: Option<&mut RunningStats<B>>,
     ) -> Result<InstanceNormOutput<T, B>> {
-        let saved = self.saved_len(&x.view())?;
-        let mut y = Tensor::zeros_like(on, x)?;
-        let mut mean = Tensor::zeros(on, &[saved])?;
-        let mut rstd = Tensor::zeros(on, &[saved])?;
-        let mut workspace = self.workspace(on, x)?;
-        let args = InstanceNormForward {
-            x: x.view(),
-            residual: None,
-            y: y.view_mut(),
-            affine: affine.reborrow(),
-            mean: Some(mean.data_mut()),
-            rstd: Some(rstd.data_mut()),
-            running: running.map(RunningStats::borrow_mut),
-            workspace: &mut workspace,
-        };
-        self.forward_into(on, args)?;
-        Ok(InstanceNormOutput { y, mean, rstd })
+        self.op().normalized(on, x, &affine, running)
     }
 
     /// Normalizes with the running statistics.
@@ -175,17 +156,7 @@ impl InstanceNorm {
         affine: Affine<'_, T, B>,
         running: &RunningStats<B>,
     ) -> Result<Tensor<T, B>> {
-        let mut y = Tensor::zeros_like(on, x)?;
-        let args = InstanceNormEval {
-            x: x.view(),
-            residual: None,
-            y: y.view_mut(),
-            affine: affine.reborrow(),
-            running_mean: running.mean.data(),
-            running_var: running.var.data(),
-        };
-        self.forward_eval_into(on, args)?;
-        Ok(y)
+        self.op().normalized_by(on, x, &affine, running)
     }
 
     /// [`forward`](Self::forward) into `x` itself, without running statistics.
@@ -226,24 +197,7 @@ impl InstanceNorm {
         affine: Affine<'_, T, B>,
         saved: &InstanceNormOutput<T, B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = InstanceNormBackward {
-            x: x.view(),
-            residual: None,
-            dy: dy.view(),
-            affine: affine.reborrow(),
-            mean: saved.mean.data(),
-            rstd: saved.rstd.data(),
-            dx: Some(dx),
-            dresidual: None,
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_into(on, args)?;
-        Ok(gradients)
+        self.op().gradients(on, x, dy, &affine, [&saved.mean, &saved.rstd])
     }
 
     /// Gradients of [`forward_eval`](Self::forward_eval), in which the running statistics are constants.
@@ -259,24 +213,7 @@ impl InstanceNorm {
         affine: Affine<'_, T, B>,
         running: &RunningStats<B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = InstanceNormBackwardEval {
-            x: x.view(),
-            residual: None,
-            dy: dy.view(),
-            affine: affine.reborrow(),
-            running_mean: running.mean.data(),
-            running_var: running.var.data(),
-            dx: Some(dx),
-            dresidual: None,
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_eval_into(on, args)?;
-        Ok(gradients)
+        self.op().gradients_by(on, x, dy, &affine, running)
     }
 
     /// Scratch memory for tensors shaped like `x`, enough for every method and element type.
@@ -294,7 +231,7 @@ impl InstanceNorm {
     ///
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
-        Workspace::new(on, self.op().workspace_len(on, &x.dims)?)
+        self.op().workspace(on, &x.dims)
     }
 
     /// [`forward`](Self::forward) into the caller's buffers.
@@ -309,7 +246,7 @@ impl InstanceNorm {
         on: &B,
         args: InstanceNormForward<'_, T, B>,
     ) -> Result<()> {
-        self.batch(on, args.parts())
+        self.op().train(on, args.parts())
     }
 
     /// [`forward_into`](Self::forward_into) with the output in place of the input.
@@ -322,22 +259,7 @@ impl InstanceNorm {
         on: &B,
         args: InstanceNormInPlace<'_, T, B>,
     ) -> Result<()> {
-        self.batch(on, args.parts())
-    }
-
-    fn batch<T: Element, B: Backend>(&self, on: &B, parts: TrainParts<'_, T, B>) -> Result<()> {
-        let (tensors, mut statistics, running) = parts;
-        check_momentum(self.momentum)?;
-        let mut batches = None;
-        if let Some(running) = running {
-            let (update, count) = running.update(self.momentum, self.channels);
-            (statistics.running, batches) = (Some(update), Some(count));
-        }
-        self.op().forward_batch(on, tensors, statistics)?;
-        if let Some(batches) = batches {
-            *batches = batches.saturating_add(1);
-        }
-        Ok(())
+        self.op().train(on, args.parts())
     }
 
     /// [`forward_eval`](Self::forward_eval) into the caller's buffers.
@@ -408,6 +330,8 @@ impl InstanceNorm {
             scope: Scope::Group(self.channels.max(1)),
             fixed_scope: Scope::Channel,
             one_value_is_enough: false,
+            momentum: self.momentum,
+            running_len: self.channels,
         }
     }
 }

@@ -212,23 +212,7 @@ impl LayerNorm {
         affine: Affine<'_, T, B>,
         saved: &LayerNormOutput<T, B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = LayerNormBackward {
-            x: x.view(),
-            dy: dy.view(),
-            dh: None,
-            affine: affine.reborrow(),
-            mean: saved.mean.data(),
-            rstd: saved.rstd.data(),
-            dx: Some(dx),
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_into(on, args)?;
-        Ok(gradients)
+        self.op().gradients(on, x, dy, &affine, (Some(&saved.mean), &saved.rstd))
     }
 
     /// Scratch memory for the backward pass of tensors shaped like `x`, enough for every element type.
@@ -246,7 +230,7 @@ impl LayerNorm {
     ///
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
-        Workspace::new(on, self.op().workspace_len(on, &x.dims)?)
+        self.op().workspace(on, &x.dims)
     }
 
     /// [`forward`](Self::forward) into the caller's buffers.

@@ -49,6 +49,7 @@
 
 mod activation;
 mod affine;
+mod allocating;
 mod backend;
 mod batch_norm;
 mod channel_norm;
@@ -70,12 +71,12 @@ mod tensor;
 
 pub use activation::Activation;
 pub use affine::{Affine, AffineGrad};
+pub use allocating::Gradients;
 pub use backend::{Backend, Workspace, WorkspaceLen};
 pub use batch_norm::{
     BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormEvalInPlace,
     BatchNormOutput, BatchNormTrain, BatchNormTrainInPlace, RunningStats, RunningStatsMut, Statistics,
 };
-pub use channel_norm::Gradients;
 pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaBuf, CudaMut, CudaRef};
 pub use element::{DType, Element};

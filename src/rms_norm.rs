@@ -184,22 +184,7 @@ impl RmsNorm {
         affine: Affine<'_, T, B>,
         saved: &RmsNormOutput<T, B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = RmsNormBackward {
-            x: x.view(),
-            dy: dy.view(),
-            dh: None,
-            affine: affine.reborrow(),
-            rstd: saved.rstd.data(),
-            dx: Some(dx),
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_into(on, args)?;
-        Ok(gradients)
+        self.op().gradients(on, x, dy, &affine, (None, &saved.rstd))
     }
 
     /// Scratch memory for the backward pass of tensors shaped like `x`, enough for every element type.
@@ -217,7 +202,7 @@ impl RmsNorm {
     ///
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
-        Workspace::new(on, self.op().workspace_len(on, &x.dims)?)
+        self.op().workspace(on, &x.dims)
     }
 
     /// [`forward`](Self::forward) into the caller's buffers.

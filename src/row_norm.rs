@@ -1,7 +1,7 @@
 //! What LayerNorm and RMSNorm share: the checks, and what is handed to a backend once they have passed.
 
 use crate::{
-    Affine, AffineGrad, Backend, Element, Error, Result, View, ViewMut, Workspace, WorkspaceLen,
+    Affine, AffineGrad, Backend, Element, Error, Result, View, ViewMut, Workspace,
     backend::WorkspaceMut,
     error::{check_eps, check_len},
     shape::{Dims, RowShape},
@@ -76,8 +76,9 @@ impl RowOp {
         RowShape::of(self.name, "x", dims, self.cols)
     }
 
-    pub(crate) fn workspace_len<B: Backend>(&self, on: &B, dims: &Dims) -> Result<WorkspaceLen> {
-        Ok(on.row_norm_workspace(self.shape(dims)?))
+    /// Enough for the backward pass of such a tensor.
+    pub(crate) fn workspace<B: Backend>(&self, on: &B, dims: &Dims) -> Result<Workspace<B>> {
+        Workspace::new(on, on.row_norm_workspace(self.shape(dims)?))
     }
 
     pub(crate) fn forward<T: Element, B: Backend>(

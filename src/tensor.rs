@@ -133,12 +133,7 @@ impl<'a, T: Element, B: Backend> View<'a, T, B> {
     /// [`Error::Stride`](crate::Error::Stride) where entries would overlap, and
     /// [`Error::TooLarge`](crate::Error::TooLarge) where they cannot be counted.
     pub fn strided(data: B::Ref<'a, T>, dims: &[usize], stride: usize) -> Result<Self> {
-        let dims = Dims::strided("dims", dims, stride)?;
-        let (needed, actual) = (dims.extent(), B::len(&data));
-        if actual < needed {
-            return Err(Error::Length { arg: "data", expected: needed, actual });
-        }
-        Ok(Self { data, dims })
+        Ok(Self { dims: strided(dims, stride, B::len(&data))?, data })
     }
 
     /// Says that the last dimension holds the channels.
@@ -212,12 +207,7 @@ impl<'a, T: Element, B: Backend> ViewMut<'a, T, B> {
     /// [`Error::Stride`](crate::Error::Stride) where entries would overlap, and
     /// [`Error::TooLarge`](crate::Error::TooLarge) where they cannot be counted.
     pub fn strided(data: B::Mut<'a, T>, dims: &[usize], stride: usize) -> Result<Self> {
-        let dims = Dims::strided("dims", dims, stride)?;
-        let (needed, actual) = (dims.extent(), B::len_mut(&data));
-        if actual < needed {
-            return Err(Error::Length { arg: "data", expected: needed, actual });
-        }
-        Ok(Self { data, dims })
+        Ok(Self { dims: strided(dims, stride, B::len_mut(&data))?, data })
     }
 
     /// Says that the last dimension holds the channels.
@@ -236,4 +226,14 @@ impl<'a, T: Element, B: Backend> ViewMut<'a, T, B> {
     pub fn reborrow(&mut self) -> ViewMut<'_, T, B> {
         ViewMut { data: B::reborrow_mut(&mut self.data), dims: self.dims }
     }
+}
+
+/// The dimensions of a strided view of so many elements.
+fn strided(dims: &[usize], stride: usize, actual: usize) -> Result<Dims> {
+    let dims = Dims::strided("dims", dims, stride)?;
+    let expected = dims.extent();
+    if actual < expected {
+        return Err(Error::Length { arg: "data", expected, actual });
+    }
+    Ok(dims)
 }

@@ -1,7 +1,7 @@
 //! What goes into a BatchNorm and comes out of it. InstanceNorm has the same.
 
 use crate::{
-    Affine, AffineGrad, Backend, Element, Error, Result, Tensor, View, ViewMut, Workspace,
+    Affine, AffineGrad, Backend, Element, Result, Tensor, View, ViewMut, Workspace,
     channel_norm::{BackwardTensors, BatchStatistics, FixedStatistics, ForwardTensors, RunningUpdate},
 };
 
@@ -28,6 +28,10 @@ impl<B: Backend> RunningStats<B> {
     pub fn new(on: &B, len: usize) -> Result<Self> {
         let var = Tensor::from_slice(on, &vec![1.0; len], &[len])?;
         Ok(Self { mean: Tensor::zeros(on, &[len])?, var, batches: 0 })
+    }
+
+    pub(crate) fn fixed(&self) -> FixedStatistics<'_, B> {
+        FixedStatistics { mean: self.mean.data(), var: self.var.data() }
     }
 
     /// Borrows them for one training call.
@@ -78,11 +82,6 @@ impl<'a, B: Backend> RunningStatsMut<'a, B> {
         };
         (update, self.batches)
     }
-}
-
-/// `Ok` where `momentum` is what every op takes.
-pub(crate) fn check_momentum(momentum: Option<f32>) -> Result<()> {
-    momentum.filter(|m| !m.is_finite()).map_or(Ok(()), |m| Err(Error::Momentum(m)))
 }
 
 /// What [`BatchNorm::forward_train`] and [`InstanceNorm::forward`](crate::InstanceNorm::forward) return: the output,

@@ -2,7 +2,7 @@
 
 use super::{
     BatchNorm, BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormEvalInPlace,
-    BatchNormTrain, BatchNormTrainInPlace, TrainParts, check_momentum,
+    BatchNormTrain, BatchNormTrainInPlace,
 };
 use crate::{Backend, Element, Result};
 
@@ -23,7 +23,7 @@ impl BatchNorm {
         on: &B,
         args: BatchNormTrain<'_, T, B>,
     ) -> Result<()> {
-        self.train(on, args.parts())
+        self.op()?.train(on, args.parts())
     }
 
     /// [`forward_train_into`](Self::forward_train_into) with the output in place of the input. A backward pass needs
@@ -37,23 +37,7 @@ impl BatchNorm {
         on: &B,
         args: BatchNormTrainInPlace<'_, T, B>,
     ) -> Result<()> {
-        self.train(on, args.parts())
-    }
-
-    fn train<T: Element, B: Backend>(&self, on: &B, parts: TrainParts<'_, T, B>) -> Result<()> {
-        let (tensors, mut statistics, running) = parts;
-        let op = self.op()?;
-        check_momentum(self.momentum)?;
-        let mut batches = None;
-        if let Some(running) = running {
-            let (update, count) = running.update(self.momentum, self.running_len());
-            (statistics.running, batches) = (Some(update), Some(count));
-        }
-        op.forward_batch(on, tensors, statistics)?;
-        if let Some(batches) = batches {
-            *batches = batches.saturating_add(1);
-        }
-        Ok(())
+        self.op()?.train(on, args.parts())
     }
 
     /// [`forward_eval`](Self::forward_eval) into the caller's buffers.

@@ -3,11 +3,11 @@ use crate::{
     channel_norm::ChannelOp, shape::Scope,
 };
 
+pub(crate) use buffers::TrainParts;
 pub use buffers::{
     BatchNormBackwardEval, BatchNormBackwardTrain, BatchNormEval, BatchNormEvalInPlace, BatchNormOutput,
     BatchNormTrain, BatchNormTrainInPlace, RunningStats, RunningStatsMut,
 };
-pub(crate) use buffers::{TrainParts, check_momentum};
 
 mod buffers;
 mod into;
@@ -232,23 +232,7 @@ impl BatchNorm {
         affine: Affine<'_, T, B>,
         running: Option<&mut RunningStats<B>>,
     ) -> Result<BatchNormOutput<T, B>> {
-        let saved = self.saved_len(&x.view())?;
-        let mut y = Tensor::zeros_like(on, x)?;
-        let mut mean = Tensor::zeros(on, &[saved])?;
-        let mut rstd = Tensor::zeros(on, &[saved])?;
-        let mut workspace = self.workspace(on, x)?;
-        let args = BatchNormTrain {
-            x: x.view(),
-            residual: None,
-            y: y.view_mut(),
-            affine: affine.reborrow(),
-            mean: Some(mean.data_mut()),
-            rstd: Some(rstd.data_mut()),
-            running: running.map(RunningStats::borrow_mut),
-            workspace: &mut workspace,
-        };
-        self.forward_train_into(on, args)?;
-        Ok(BatchNormOutput { y, mean, rstd })
+        self.op()?.normalized(on, x, &affine, running)
     }
 
     /// Normalizes with the running statistics.
@@ -264,17 +248,7 @@ impl BatchNorm {
         affine: Affine<'_, T, B>,
         running: &RunningStats<B>,
     ) -> Result<Tensor<T, B>> {
-        let mut y = Tensor::zeros_like(on, x)?;
-        let args = BatchNormEval {
-            x: x.view(),
-            residual: None,
-            y: y.view_mut(),
-            affine: affine.reborrow(),
-            running_mean: running.mean.data(),
-            running_var: running.var.data(),
-        };
-        self.forward_eval_into(on, args)?;
-        Ok(y)
+        self.op()?.normalized_by(on, x, &affine, running)
     }
 
     /// [`forward_eval`](Self::forward_eval) into `x` itself.
@@ -313,24 +287,7 @@ impl BatchNorm {
         affine: Affine<'_, T, B>,
         saved: &BatchNormOutput<T, B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = BatchNormBackwardTrain {
-            x: x.view(),
-            residual: None,
-            dy: dy.view(),
-            affine: affine.reborrow(),
-            mean: saved.mean.data(),
-            rstd: saved.rstd.data(),
-            dx: Some(dx),
-            dresidual: None,
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_train_into(on, args)?;
-        Ok(gradients)
+        self.op()?.gradients(on, x, dy, &affine, [&saved.mean, &saved.rstd])
     }
 
     /// Gradients of [`forward_eval`](Self::forward_eval), in which the running statistics are constants.
@@ -346,24 +303,7 @@ impl BatchNorm {
         affine: Affine<'_, T, B>,
         running: &RunningStats<B>,
     ) -> Result<Gradients<T, B>> {
-        let mut gradients = Gradients::zeros(on, x, &affine)?;
-        let mut workspace = self.workspace(on, x)?;
-        let (dx, grads) = gradients.borrow_mut();
-        let args = BatchNormBackwardEval {
-            x: x.view(),
-            residual: None,
-            dy: dy.view(),
-            affine: affine.reborrow(),
-            running_mean: running.mean.data(),
-            running_var: running.var.data(),
-            dx: Some(dx),
-            dresidual: None,
-            grads,
-            accumulate: false,
-            workspace: &mut workspace,
-        };
-        self.backward_eval_into(on, args)?;
-        Ok(gradients)
+        self.op()?.gradients_by(on, x, dy, &affine, running)
     }
 
     /// Scratch memory for tensors shaped like `x`, enough for every method and element type.
@@ -381,7 +321,7 @@ impl BatchNorm {
     ///
     /// As [`workspace`](Self::workspace).
     pub fn workspace_for<T: Element, B: Backend>(&self, on: &B, x: View<'_, T, B>) -> Result<Workspace<B>> {
-        Workspace::new(on, self.op()?.workspace_len(on, &x.dims)?)
+        self.op()?.workspace(on, &x.dims)
     }
 
     pub(crate) fn has_virtual_batch(&self) -> bool {
@@ -409,6 +349,8 @@ impl BatchNorm {
             scope,
             fixed_scope,
             one_value_is_enough: false,
+            momentum: self.momentum,
+            running_len: self.running_len(),
         })
     }
 }
