@@ -9,7 +9,6 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -164,17 +163,17 @@ struct LaunchConfig {
 /// by what the kernel declares itself. 0 where it cannot be told.
 template <auto kKernel> int most_dynamic_smem() {
   constexpr int kDevices = 64;  // whose answers are kept, as they do not change
-  static std::atomic<int> known[kDevices];
+  static int known[kDevices];  // of words that threads read and write as a whole; std::atomic would need the C++ runtime
   int device = 0;
   if (cudaGetDevice(&device) != kSuccess) return 0;
   const bool keeps = device < kDevices;
-  if (const int most = keeps ? known[device].load(std::memory_order_relaxed) : 0) return most;
+  if (const int most = keeps ? __atomic_load_n(&known[device], __ATOMIC_RELAXED) : 0) return most;
   int of_block = 0;
   cudaFuncAttributes attributes;
   if (cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != kSuccess) return 0;
   if (cudaFuncGetAttributes(&attributes, kKernel) != kSuccess) return 0;
   const int most = of_block - static_cast<int>(attributes.sharedSizeBytes);
-  if (keeps) known[device].store(most, std::memory_order_relaxed);
+  if (keeps) __atomic_store_n(&known[device], most, __ATOMIC_RELAXED);
   return most;
 }
 
