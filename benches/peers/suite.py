@@ -26,7 +26,12 @@ class Case:
         return self.call.split("+")[1:]
 
     @property
+    def forward(self):
+        return "fwd" in self.call.split("+")[0]
+
+    @property
     def backward(self):
+        """After the forward pass where there is one."""
         return self.call.split("+")[0].endswith("bwd")
 
     @property
@@ -54,14 +59,16 @@ class Case:
         return f"{self.op}/{self.call}/{self.type}/{self.layout}/{'x'.join(map(str, self.dims))}{groups}"
 
     @property
+    def tensor_bytes(self):
+        return math.prod(self.shape) * SIZES[self.type]
+
+    @property
     def floor_bytes(self):
-        """Every tensor of the call read or written once."""
+        """Every tensor of each pass read or written once."""
         rows = self.layout == "rows"
-        if self.residual:
-            tensors = 4 if rows else 5 if self.backward else 3
-        else:
-            tensors = 3 if self.backward else 2
-        return tensors * math.prod(self.shape) * SIZES[self.type]
+        forward, backward = ((4, 4) if rows else (3, 5)) if self.residual else (2, 3)
+        tensors = forward * self.forward + backward * self.backward
+        return tensors * self.tensor_bytes
 
 
 def cases(extent):
