@@ -17,7 +17,8 @@ use join::{Best, Report};
 use suite::{Case, Extent};
 
 fn case(name: &str) -> Case {
-    let found = suite::cases(Extent::Full).into_iter().find(|case| case.name() == name);
+    let mut cases = [Extent::Full, Extent::Cpu].into_iter().flat_map(suite::cases);
+    let found = cases.find(|case| case.name() == name);
     found.unwrap_or_else(|| panic!("{name} is not in the suite"))
 }
 
@@ -28,6 +29,7 @@ fn the_floor_counts_every_tensor_of_a_call_once() {
     assert_eq!(channel_norm.map(tensors), [2, 3, 3, 5, 2, 3]);
     let tensors = |call: &str| case(&format!("rms_norm/{call}/bf16/rows/16384x4096")).floor_tensors();
     assert_eq!(["fwd", "bwd", "fwd+residual", "bwd+residual"].map(tensors), [2, 3, 4, 4]);
+    assert_eq!(case("layer_norm/fwdbwd/f32/rows/8192x64").floor_tensors(), 5);
     // A tensor of 51.4 MB in 16 bits.
     assert_eq!(case("batch_norm/fwd/f16/first/32x64x112x112").floor_bytes(), 2 * 51_380_224);
     assert_eq!(case("batch_norm/fwd/f32/first/32x64x112x112").floor_bytes(), 4 * 51_380_224);
@@ -76,7 +78,9 @@ fn python_reads_the_same_cases_from_the_suite() {
         eprintln!("skipped: {} is not here", script.display());
         return;
     }
-    for (extent, word) in [(Extent::Quick, "quick"), (Extent::Full, "full"), (Extent::Cpu, "cpu")] {
+    for (extent, word) in
+        [(Extent::Quick, "quick"), (Extent::Full, "full"), (Extent::Cpu, "cpu"), (Extent::Test, "test")]
+    {
         let Ok(output) = Command::new("python3").arg(&script).arg(word).output() else {
             eprintln!("skipped: no python3");
             return;

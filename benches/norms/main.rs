@@ -1,5 +1,5 @@
-//! `cargo bench`: the cases of `benches/suite.json` on the first GPU, or a few small ones on the CPU where there is
-//! none. `timing.rs` says what is measured, `benches/peers/run.py` measures others on the same cases in the same way,
+//! `cargo bench`: the cases of `benches/suite.json` on the first GPU, or those for the CPU where there is none.
+//! `timing.rs` says what is measured, `benches/peers/run.py` measures others on the same cases in the same way,
 //! and the example `perf_report` puts both side by side.
 //!
 //! ```text
@@ -75,6 +75,7 @@ impl Options {
 
     fn cases(&self, gpu: bool) -> Vec<Case> {
         let extent = match () {
+            () if !gpu && self.test => Extent::Test,
             () if !gpu => Extent::Cpu,
             () if self.quick || self.test => Extent::Quick,
             () => Extent::Full,

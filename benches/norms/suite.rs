@@ -179,7 +179,7 @@ pub(crate) fn cases(extent: Extent) -> Vec<Case> {
         Extent::Test => suite.test,
     };
     let mut cases = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = std::collections::BTreeSet::new(); // no random numbers in what tools/instruction-counts counts
     for case in lines.iter().flat_map(Line::cases) {
         if seen.insert(case.name()) {
             cases.push(case);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The cases of benches/suite.json, as benches/norms/suite.rs reads them. As a program it prints their names and floors:
 
-    suite.py quick|full|cpu
+    suite.py quick|full|cpu|test
 """
 import json
 import math
@@ -72,7 +72,7 @@ class Case:
 
 
 def cases(extent):
-    """Every case of the suite to that extent (quick, full or cpu), each once, in the order of the file."""
+    """Every case of the suite to that extent (quick, full, cpu or test), each once, in the order of the file."""
     suite = json.loads((pathlib.Path(__file__).parent.parent / "suite.json").read_text())
     lines = suite["quick"] + suite["full"] if extent == "full" else suite[extent]
     found = {}
