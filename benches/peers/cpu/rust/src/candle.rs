@@ -53,7 +53,7 @@ impl Norm {
         let tensor = |from: usize| Tensor::from_slice(&noise[from..from + case.len()], &case.dims[..], cpu);
         let param = |from: usize, mean: f32| {
             let values: Vec<f32> = (0..channels).map(|i| mean + noise[i + from].to_f32() / 2.0).collect();
-            Var::from_tensor(&Tensor::from_vec(values, channels, cpu)?.to_dtype(T::DTYPE)?)
+            Var::from_tensor(&Tensor::from_vec(values, channels, cpu)?.to_dtype(<T as WithDType>::DTYPE)?)
         };
         Ok(Self {
             case: case.clone(),

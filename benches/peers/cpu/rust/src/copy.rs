@@ -147,7 +147,7 @@ impl Wait {
     fn a_moment(&mut self) {
         const SPINS: u32 = 10_000;
         self.0 += 1;
-        if self.0 % SPINS == 0 {
+        if self.0.is_multiple_of(SPINS) {
             thread::yield_now();
         } else {
             hint::spin_loop();
