@@ -165,7 +165,7 @@ pub(crate) enum Extent {
     Full,
     /// For a machine without a GPU, and for `benches/peers/cpu`.
     Cpu,
-    /// Small ones with every option, for a test on a machine without a GPU.
+    /// Those of `Cpu` and small ones with every option, for a test on a machine without a GPU.
     Test,
 }
 
@@ -176,7 +176,7 @@ pub(crate) fn cases(extent: Extent) -> Vec<Case> {
         Extent::Quick => suite.quick,
         Extent::Full => suite.quick.into_iter().chain(suite.full).collect(),
         Extent::Cpu => suite.cpu,
-        Extent::Test => suite.test,
+        Extent::Test => suite.test.into_iter().chain(suite.cpu).collect(),
     };
     let mut cases = Vec::new();
     let mut seen = std::collections::BTreeSet::new(); // no random numbers in what tools/instruction-counts counts

@@ -74,7 +74,8 @@ class Case:
 def cases(extent):
     """Every case of the suite to that extent (quick, full, cpu or test), each once, in the order of the file."""
     suite = json.loads((pathlib.Path(__file__).parent.parent / "suite.json").read_text())
-    lines = suite["quick"] + suite["full"] if extent == "full" else suite[extent]
+    parts = {"full": ["quick", "full"], "test": ["test", "cpu"]}.get(extent, [extent])
+    lines = [line for part in parts for line in suite[part]]
     found = {}
     for line in lines:
         for shape in line["shapes"]:

@@ -44,8 +44,7 @@ fn main() -> Outcome {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => serve("of this tree", |case| prepare(case, &mut noise)),
         ["--calls", calls, name] => {
-            let mut cases = [Extent::Cpu, Extent::Test].into_iter().flat_map(suite::cases);
-            let case = cases.find(|case| case.name() == name);
+            let case = suite::cases(Extent::Test).into_iter().find(|case| case.name() == name);
             let mut problem = prepare(&case.ok_or("no such case")?, &mut noise)?;
             (0..calls.parse()?).try_for_each(|_| problem.call())
         }
