@@ -79,7 +79,9 @@ def summary(found: list[Row]) -> list[tuple]:
             for size in sizes:
                 chosen = [
                     row for row in found
-                    if row.threads == threads and direction in (None, row.direction) and size in (None, row.size_class)
+                    if row.threads == threads
+                    and direction in (None, row.direction)
+                    and size in (None, row.size_class)
                 ]
                 ratios = [row.ratio for row in chosen if row.ratio]
                 shares = [row.share for row in chosen if row.share]
@@ -106,8 +108,8 @@ def page(run: dict) -> str:
     lines += _left_out(run)
     found = rows(run)
     lines += [
-        "", "How many times as fast as the fastest peer that computes the same (above 1: faster), and the share of a copy's",
-        "speed at the same bytes.", "",
+        "", "How many times as fast as the fastest peer that computes the same (above 1: faster), and the share of a",
+        "copy's speed at the same bytes.", "",
         "| threads | passes | tensors | cases | lower quartile | geometric mean | least | median share of a copy |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -23,7 +23,8 @@ class Program:
 
 def quietly(*command, env=None):
     """Runs it; its last line says why it failed."""
-    done = subprocess.run(command, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | (env or {})
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         lines = [line for line in done.stdout.strip().splitlines() if line.strip()]
         raise Missing(lines[-1] if lines else f"{command[0]} ended with status {done.returncode}")
@@ -106,6 +107,7 @@ class Installer:
         libraries, program = folder / "paddle/libs", self.folder / "onednn-worker"
         quietly(
             "g++", "-std=c++17", "-O2", str(HERE / "worker_onednn.cpp"), f"-I{folder / 'include'}",
-            str(libraries / "libdnnl.so.3"), f"-Wl,-rpath,{libraries}", f"-Wl,-rpath-link,{libraries}", "-o", str(program),
+            str(libraries / "libdnnl.so.3"), f"-Wl,-rpath,{libraries}", f"-Wl,-rpath-link,{libraries}",
+            "-o", str(program),
         )
         return Program([str(program)])

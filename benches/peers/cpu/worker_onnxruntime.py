@@ -1,4 +1,4 @@
-"""ONNX Runtime's worker: a graph of one node, with bound inputs and outputs. It has forward passes of channels first."""
+"""ONNX Runtime's worker: a graph of one node, with bound input and output. It has forward passes of channels first."""
 import os
 
 import numpy as np

@@ -7,7 +7,9 @@ import subprocess
 
 # Tensors are given back to the C library and taken again in each call; without these it would give large ones back to
 # the system, and the calls would be timed with its page faults.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26),
+}
 NICE = "-15"
 # The longest that a case may take, with compiling it.
 SECONDS = 300
@@ -25,8 +27,9 @@ class Worker:
             "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "RAYON_NUM_THREADS": count, "JAX_PLATFORMS": "cpu",
         } | env
         cpus = sorted(os.sched_getaffinity(0))[:threads]
-        # Where that is not permitted, `nice` says so in the log and goes on.
-        pin = ["nice", "-n", NICE, "taskset", "-c", ",".join(map(str, cpus))]
+        # A worker must not outlive `run`, since nothing would wake it. Where more priority is not permitted, `nice` says
+        # so in the log and goes on.
+        pin = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", NICE, "taskset", "-c", ",".join(map(str, cpus))]
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
                 pin + command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -39,7 +42,8 @@ class Worker:
         """Times a case while every other worker rests."""
         self.process.send_signal(signal.SIGCONT)
         try:
-            print(json.dumps({"case": case, "min_time": min_time, "check": check}), file=self.process.stdin, flush=True)
+            request = {"case": case, "min_time": min_time, "check": check}
+            print(json.dumps(request), file=self.process.stdin, flush=True)
         except BrokenPipeError as error:
             raise Failed(self._last_words()) from error
         answer = self._read()
