@@ -4,6 +4,9 @@
 mod join;
 #[path = "../examples/perf_report/markdown.rs"]
 mod markdown;
+#[allow(dead_code)]
+#[path = "../benches/norms/noise.rs"]
+mod noise;
 #[path = "../examples/perf_report/plots.rs"]
 mod plots;
 #[path = "../benches/norms/results.rs"]
@@ -68,6 +71,17 @@ fn no_case_comes_twice_and_the_short_run_is_short() {
     assert_eq!(names.len(), full.len());
     // What benches/norms/main.rs reckons with.
     assert!(suite::cases(Extent::Quick).len() <= 75);
+}
+
+/// What the peers compute could not be compared with ours otherwise.
+#[test]
+fn values_depend_on_their_place_alone() {
+    let (mut grown, mut fresh) = (Vec::<f32>::new(), Vec::<f32>::new());
+    for len in [10, 1_600_000, 3_000_000] {
+        noise::enough(&mut grown, len);
+    }
+    assert!(grown[..3_000_000] == noise::enough(&mut fresh, 3_000_000)[..3_000_000]);
+    assert!(grown[1 << 20..].iter().zip(&grown).all(|(later, value)| later == value));
 }
 
 /// The peers would time other cases, or the same under other names, if the two readers of the suite differed.

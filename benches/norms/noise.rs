@@ -22,7 +22,8 @@ pub(crate) struct Noise {
 pub(crate) fn enough<T: Element>(noise: &mut Vec<T>, len: usize) -> &[T] {
     noise.extend((noise.len()..PERIOD).map(|i| T::from_f32(value(i as u32))));
     while noise.len() < len + MORE {
-        noise.extend_from_within(..noise.len().min(len + MORE - noise.len()));
+        let last = noise.len() - PERIOD;
+        noise.extend_from_within(last..last + PERIOD.min(len + MORE - noise.len()));
     }
     noise
 }
