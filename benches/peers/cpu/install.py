@@ -53,7 +53,7 @@ class Installer:
         return str(self._once(name, list(packages), make) / "bin/python")
 
     def _cargo(self, name: str, native: bool) -> str:
-        target = self.folder / ("build-native" if native else "build")
+        target = self.folder / (f"build-{name}" if native else "build")
         features = [f"--features={name}"] if native else []
         env = {"CARGO_TARGET_DIR": str(target)}
         if native:
