@@ -1,6 +1,7 @@
 //! burn's worker, on its backend `flex`. It has no channels-last layout, and no way to hand a gradient to a backward pass:
 //! that is asked for by multiplying with `dy` and summing up.
 
+#[allow(dead_code)]
 #[path = "../../../../norms/noise.rs"]
 mod noise;
 mod serve;
@@ -124,7 +125,7 @@ impl<const D: usize> Problem for Norm<D> {
     fn outputs(&mut self) -> Outcome<Outputs> {
         fn values<const D: usize>(tensor: Tensor<D>) -> Outcome<Vec<f32>> {
             let data = tensor.cast(DType::F32).into_data();
-            data.to_vec().map_err(|error| format!("{error:?}").into())
+            data.try_to_vec::<f32>().map_err(|error| format!("{error:?}").into())
         }
         let mut outputs = Vec::new();
         if let Some(y) = &self.y {
