@@ -4,6 +4,9 @@
 mod join;
 #[path = "../examples/perf_report/markdown.rs"]
 mod markdown;
+#[allow(dead_code)]
+#[path = "../benches/norms/noise.rs"]
+mod noise;
 #[path = "../examples/perf_report/plots.rs"]
 mod plots;
 #[path = "../benches/norms/results.rs"]
@@ -17,7 +20,8 @@ use join::{Best, Report};
 use suite::{Case, Extent};
 
 fn case(name: &str) -> Case {
-    let found = suite::cases(Extent::Full).into_iter().find(|case| case.name() == name);
+    let mut cases = [Extent::Full, Extent::Cpu].into_iter().flat_map(suite::cases);
+    let found = cases.find(|case| case.name() == name);
     found.unwrap_or_else(|| panic!("{name} is not in the suite"))
 }
 
@@ -28,6 +32,7 @@ fn the_floor_counts_every_tensor_of_a_call_once() {
     assert_eq!(channel_norm.map(tensors), [2, 3, 3, 5, 2, 3]);
     let tensors = |call: &str| case(&format!("rms_norm/{call}/bf16/rows/16384x4096")).floor_tensors();
     assert_eq!(["fwd", "bwd", "fwd+residual", "bwd+residual"].map(tensors), [2, 3, 4, 4]);
+    assert_eq!(case("layer_norm/fwdbwd/f32/rows/8192x64").floor_tensors(), 5);
     // A tensor of 51.4 MB in 16 bits.
     assert_eq!(case("batch_norm/fwd/f16/first/32x64x112x112").floor_bytes(), 2 * 51_380_224);
     assert_eq!(case("batch_norm/fwd/f32/first/32x64x112x112").floor_bytes(), 4 * 51_380_224);
@@ -68,6 +73,17 @@ fn no_case_comes_twice_and_the_short_run_is_short() {
     assert!(suite::cases(Extent::Quick).len() <= 75);
 }
 
+/// What the peers compute could not be compared with ours otherwise.
+#[test]
+fn values_depend_on_their_place_alone() {
+    let (mut grown, mut fresh) = (Vec::<f32>::new(), Vec::<f32>::new());
+    for len in [10, 1_600_000, 3_000_000] {
+        noise::enough(&mut grown, len);
+    }
+    assert!(grown[..3_000_000] == noise::enough(&mut fresh, 3_000_000)[..3_000_000]);
+    assert!(grown[1 << 20..].iter().zip(&grown).all(|(later, value)| later == value));
+}
+
 /// The peers would time other cases, or the same under other names, if the two readers of the suite differed.
 #[test]
 fn python_reads_the_same_cases_from_the_suite() {
@@ -76,7 +92,9 @@ fn python_reads_the_same_cases_from_the_suite() {
         eprintln!("skipped: {} is not here", script.display());
         return;
     }
-    for (extent, word) in [(Extent::Quick, "quick"), (Extent::Full, "full"), (Extent::Cpu, "cpu")] {
+    for (extent, word) in
+        [(Extent::Quick, "quick"), (Extent::Full, "full"), (Extent::Cpu, "cpu"), (Extent::Test, "test")]
+    {
         let Ok(output) = Command::new("python3").arg(&script).arg(word).output() else {
             eprintln!("skipped: no python3");
             return;

@@ -7,7 +7,7 @@ use warpnorm::{
     RmsNormForward, RunningStats, Tensor, View, Workspace,
 };
 
-use crate::suite::{Case, Layout, Op};
+use crate::suite::{Call, Case, Layout, Op};
 
 enum Norm {
     Batch(BatchNorm),
@@ -88,18 +88,21 @@ enum Params<T: Element, B: Backend> {
 }
 
 impl<T: Element, B: Backend> Params<T, B> {
-    fn new(on: &B, case: &Case, weight: f32) -> Result<Self> {
-        let dims = [case.channels];
+    /// The weight and bias of each channel are made of its number.
+    fn new(on: &B, case: &Case, weight: impl Fn(usize) -> f32, bias: impl Fn(usize) -> f32) -> Result<Self> {
+        fn upload<P: Element, B: Backend>(
+            on: &B,
+            len: usize,
+            value: impl Fn(usize) -> f32,
+        ) -> Result<Tensor<P, B>> {
+            let values: Vec<P> = (0..len).map(|i| P::from_f32(value(i))).collect();
+            Tensor::from_slice(on, &values, &[len])
+        }
+        let len = case.channels;
         Ok(match case.op {
-            Op::BatchNorm | Op::InstanceNorm => {
-                let weight = Tensor::from_slice(on, &vec![weight; case.channels], &dims)?;
-                Self::F32(weight, Tensor::zeros(on, &dims)?)
-            }
-            op => {
-                let weight = Tensor::from_slice(on, &vec![T::from_f32(weight); case.channels], &dims)?;
-                let bias = (op != Op::RmsNorm).then(|| Tensor::zeros(on, &dims)).transpose()?;
-                Self::Same(weight, bias)
-            }
+            Op::BatchNorm | Op::InstanceNorm => Self::F32(upload(on, len, weight)?, upload(on, len, bias)?),
+            Op::RmsNorm => Self::Same(upload(on, len, weight)?, None),
+            _ => Self::Same(upload(on, len, weight)?, Some(upload(on, len, bias)?)),
         })
     }
 
@@ -135,8 +138,10 @@ pub(crate) struct Problem<T: Element, B: Backend> {
     dy: Option<Tensor<T, B>>,
     /// With a residual: that, or for the row norms' backward pass the gradient that reaches the sum.
     other: Option<Tensor<T, B>>,
-    /// `y` or `dx`.
+    /// `y`, or `dx` of a backward pass alone.
     out: Tensor<T, B>,
+    /// `dx` of a backward pass after a forward pass.
+    dx: Option<Tensor<T, B>>,
     /// The row norms' sum, or the gradient of the channel norms' residual.
     second: Option<Tensor<T, B>>,
     params: Params<T, B>,
@@ -148,7 +153,8 @@ pub(crate) struct Problem<T: Element, B: Backend> {
 }
 
 impl<T: Element, B: Backend> Problem<T, B> {
-    /// `noise` has some more elements than a tensor of the case.
+    /// `noise` has some more elements than a tensor of the case. `x` are its elements from the first on, `dy` those from the
+    /// second and the residual those from the third. Weights are spread around 1, biases around 0.
     pub(crate) fn new(on: &B, case: &Case, noise: &[T]) -> Result<Self> {
         let layout = |tensor: Tensor<T, B>| match case.layout {
             Layout::Last => tensor.channels_last(),
@@ -156,6 +162,8 @@ impl<T: Element, B: Backend> Problem<T, B> {
         };
         let input = |from: usize| Tensor::from_slice(on, &noise[from..from + case.len()], &case.dims);
         let output = || Tensor::zeros(on, &case.dims);
+        let weight = |channel: usize| 1.0 + noise[channel].to_f32() / 2.0;
+        let bias = |channel: usize| noise[channel + 1].to_f32() / 2.0;
         let (norm, call) = (Norm::new(case), case.call);
         let rows = case.layout == Layout::Rows;
         let x = layout(input(0)?);
@@ -164,9 +172,10 @@ impl<T: Element, B: Backend> Problem<T, B> {
             dy: call.backward.then(|| input(1).map(layout)).transpose()?,
             other: call.residual.then(|| input(2).map(layout)).transpose()?,
             out: layout(output()?),
+            dx: (call.forward && call.backward).then(|| output().map(layout)).transpose()?,
             second: (call.residual && call.backward != rows).then(|| output().map(layout)).transpose()?,
-            params: Params::new(on, case, 1.0)?,
-            grads: Params::new(on, case, 0.0)?,
+            params: Params::new(on, case, weight, bias)?,
+            grads: Params::new(on, case, |_| 0.0, |_| 0.0)?,
             mean: Tensor::zeros(on, &saved)?,
             rstd: Tensor::zeros(on, &saved)?,
             running: RunningStats::new(on, case.channels)?,
@@ -176,7 +185,7 @@ impl<T: Element, B: Backend> Problem<T, B> {
             norm,
             x,
         };
-        if call.backward && !call.eval {
+        if !call.forward && !call.eval {
             problem.forward(false)?; // leaves the statistics that the backward pass reads
         }
         Ok(problem)
@@ -184,12 +193,40 @@ impl<T: Element, B: Backend> Problem<T, B> {
 
     /// Makes the call.
     pub(crate) fn enqueue(&mut self) -> Result<()> {
-        match (self.case.call.backward, self.case.call.eval) {
-            (false, false) => self.forward(self.case.call.residual),
-            (true, false) => self.backward(),
-            (false, true) => self.forward_eval(),
-            (true, true) => self.backward_eval(),
+        let Call { forward, backward, eval, residual, .. } = self.case.call;
+        if forward {
+            if eval { self.forward_eval() } else { self.forward(residual) }?;
         }
+        if backward {
+            if eval { self.backward_eval() } else { self.backward() }?;
+        }
+        Ok(())
+    }
+
+    /// What the call left, as it lies in memory: `y`, `dx`, `dweight` and `dbias`, as far as it makes them.
+    #[allow(dead_code)] // the benchmark only times
+    pub(crate) fn outputs(&self) -> Result<Vec<(&'static str, Vec<f32>)>> {
+        fn wide<P: Element, B: Backend>(on: &B, tensor: &Tensor<P, B>) -> Result<Vec<f32>> {
+            Ok(tensor.to_vec(on)?.into_iter().map(P::to_f32).collect())
+        }
+        let Self { on, out, dx, grads, .. } = self;
+        let Call { forward, backward, .. } = self.case.call;
+        let mut outputs = Vec::new();
+        if forward {
+            outputs.push(("y", wide(on, out)?));
+        }
+        if backward {
+            outputs.push(("dx", wide(on, dx.as_ref().unwrap_or(out))?));
+            let (dweight, dbias) = match grads {
+                Params::F32(dweight, dbias) => (wide(on, dweight)?, Some(wide(on, dbias)?)),
+                Params::Same(dweight, dbias) => {
+                    (wide(on, dweight)?, dbias.as_ref().map(|dbias| wide(on, dbias)).transpose()?)
+                }
+            };
+            outputs.push(("dweight", dweight));
+            outputs.extend(dbias.map(|dbias| ("dbias", dbias)));
+        }
+        Ok(outputs)
     }
 
     fn forward(&mut self, residual: bool) -> Result<()> {
@@ -217,8 +254,9 @@ impl<T: Element, B: Backend> Problem<T, B> {
     }
 
     fn backward(&mut self) -> Result<()> {
-        let Self { on, x, dy, other, out, second, params, grads, workspace, .. } = self;
-        let (x, dx, affine, grads) = (x.view(), Some(out.view_mut()), params.affine(), grads.grads());
+        let Self { on, x, dy, other, out, dx, second, params, grads, workspace, .. } = self;
+        let (x, affine, grads) = (x.view(), params.affine(), grads.grads());
+        let dx = Some(dx.as_mut().unwrap_or(out).view_mut());
         let dy = dy.as_ref().expect("a backward pass has one").view();
         let (mean, rstd) = (self.mean.data(), self.rstd.data());
         let other = other.as_ref().map(Tensor::view);

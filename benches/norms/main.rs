@@ -1,5 +1,5 @@
-//! `cargo bench`: the cases of `benches/suite.json` on the first GPU, or a few small ones on the CPU where there is
-//! none. `timing.rs` says what is measured, `benches/peers/run.py` measures others on the same cases in the same way,
+//! `cargo bench`: the cases of `benches/suite.json` on the first GPU, or those for the CPU where there is none.
+//! `timing.rs` says what is measured, `benches/peers/run.py` measures others on the same cases in the same way,
 //! and the example `perf_report` puts both side by side.
 //!
 //! ```text
@@ -19,6 +19,7 @@
 //! 992 cases take about 1 s each.
 
 mod calls;
+mod noise;
 mod results;
 mod suite;
 mod sweep;
@@ -34,13 +35,11 @@ use std::{
 
 use calls::Problem;
 use criterion::{BenchmarkFilter, Criterion, Throughput};
+use noise::{Noise, enough};
 use results::{Measured, Peer, Run};
 use suite::{Case, Extent, Type};
 use timing::{Cache, Host, Machine, Outcome, SAMPLES};
-use warpnorm::{
-    Cuda, Element,
-    half::{bf16, f16},
-};
+use warpnorm::{Cuda, Element};
 
 /// The name in the results.
 const OWN: &str = "warpnorm";
@@ -76,6 +75,7 @@ impl Options {
 
     fn cases(&self, gpu: bool) -> Vec<Case> {
         let extent = match () {
+            () if !gpu && self.test => Extent::Test,
             () if !gpu => Extent::Cpu,
             () if self.quick || self.test => Extent::Quick,
             () => Extent::Full,
@@ -224,32 +224,6 @@ fn with_call<M: Machine>(
         Type::F16 => typed(machine, case, enough(&mut noise.f16, len), body),
         Type::Bf16 => typed(machine, case, enough(&mut noise.bf16, len), body),
     }
-}
-
-/// What tensors are filled with: what a GPU draws, and so its clock, depends on it.
-#[derive(Default)]
-struct Noise {
-    f32: Vec<f32>,
-    f16: Vec<f16>,
-    bf16: Vec<bf16>,
-}
-
-/// Enough for a tensor of `len` elements.
-fn enough<T: Element>(noise: &mut Vec<T>, len: usize) -> &[T] {
-    /// Values after which they come again.
-    const PERIOD: usize = 1 << 20;
-    /// More than a tensor takes, for those that start at another place.
-    const MORE: usize = 4;
-    let mut state = 1_u32;
-    while noise.len() < PERIOD {
-        // Numerical Recipes' generator; its upper bits are the good ones.
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        noise.push(T::from_f32((state >> 8) as f32 / (1 << 23) as f32 - 1.0));
-    }
-    while noise.len() < len + MORE {
-        noise.extend_from_within(..noise.len().min(len + MORE - noise.len()));
-    }
-    noise
 }
 
 fn describe<M: Machine>(machine: &M) -> BTreeMap<String, String> {

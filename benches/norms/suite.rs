@@ -34,10 +34,12 @@ pub(crate) enum Type {
     Bf16,
 }
 
-/// One pass with its options.
+/// One pass or two with their options.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(try_from = "String")]
 pub(crate) struct Call {
+    pub(crate) forward: bool,
+    /// After the forward pass where there is one.
     pub(crate) backward: bool,
     pub(crate) eval: bool,
     pub(crate) residual: bool,
@@ -52,11 +54,12 @@ impl TryFrom<String> for Call {
         let mut call = Self::default();
         let mut parts = text.split('+');
         let pass = parts.next().unwrap_or_default();
-        (call.backward, call.eval) = match pass {
-            "fwd" => (false, false),
-            "bwd" => (true, false),
-            "eval_fwd" => (false, true),
-            "eval_bwd" => (true, true),
+        (call.forward, call.backward, call.eval) = match pass {
+            "fwd" => (true, false, false),
+            "bwd" => (false, true, false),
+            "fwdbwd" => (true, true, false),
+            "eval_fwd" => (true, false, true),
+            "eval_bwd" => (false, true, true),
             _ => return Err(format!("no such pass: {pass}")),
         };
         for option in parts {
@@ -67,6 +70,9 @@ impl TryFrom<String> for Call {
                 _ => return Err(format!("no such option: {option}")),
             }
         }
+        if call.forward && call.backward && call.residual {
+            return Err("no residual with both passes".into()); // they have different second outputs
+        }
         Ok(call)
     }
 }
@@ -74,9 +80,14 @@ impl TryFrom<String> for Call {
 impl Call {
     fn name(self) -> String {
         let mut name = if self.eval { "eval_" } else { "" }.to_string();
-        name += if self.backward { "bwd" } else { "fwd" };
-        for (there, option) in [(self.residual, "+residual"), (self.relu, "+relu"), (self.silu, "+silu")] {
-            name += if there { option } else { "" };
+        for (there, part) in [
+            (self.forward, "fwd"),
+            (self.backward, "bwd"),
+            (self.residual, "+residual"),
+            (self.relu, "+relu"),
+            (self.silu, "+silu"),
+        ] {
+            name += if there { part } else { "" };
         }
         name
     }
@@ -127,19 +138,17 @@ impl Case {
         (self.len() * size) as u64
     }
 
-    /// Tensors that any kernel must read or write once: `x` and `y`, or `x`, `dy` and `dx`. The row norms' residual
-    /// comes with the sum `h` forward, and backward with the gradient that reaches it; the channel norms' is read
-    /// again by the backward pass, which writes its gradient.
+    /// Tensors that the kernels must read or write once: `x` and `y` in a forward pass, `x`, `dy` and `dx` in a backward
+    /// pass. The row norms' residual comes with the sum `h` forward, and backward with the gradient that reaches it; the
+    /// channel norms' is read again by the backward pass, which writes its gradient.
     pub(crate) fn floor_tensors(&self) -> u64 {
-        let rows = self.layout == Layout::Rows;
-        match (self.call.backward, self.call.residual) {
-            (false, false) => 2,
-            (true, false) => 3,
-            (false, true) if rows => 4,
-            (false, true) => 3,
-            (true, true) if rows => 4,
-            (true, true) => 5,
-        }
+        let Call { forward, backward, residual, .. } = self.call;
+        let [of_forward, of_backward] = match residual {
+            false => [2, 3],
+            true if self.layout == Layout::Rows => [4, 4],
+            true => [3, 5],
+        };
+        u64::from(forward) * of_forward + u64::from(backward) * of_backward
     }
 
     pub(crate) fn floor_bytes(&self) -> u64 {
@@ -154,8 +163,10 @@ pub(crate) enum Extent {
     Quick,
     /// All for a GPU, those of `Quick` first.
     Full,
-    /// Small ones, for a machine without a GPU.
+    /// For a machine without a GPU, and for `benches/peers/cpu`.
     Cpu,
+    /// Those of `Cpu` and small ones with every option, for a test on a machine without a GPU.
+    Test,
 }
 
 /// Every case of the suite to that extent, each once, in the order of the file.
@@ -165,9 +176,10 @@ pub(crate) fn cases(extent: Extent) -> Vec<Case> {
         Extent::Quick => suite.quick,
         Extent::Full => suite.quick.into_iter().chain(suite.full).collect(),
         Extent::Cpu => suite.cpu,
+        Extent::Test => suite.test.into_iter().chain(suite.cpu).collect(),
     };
     let mut cases = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = std::collections::BTreeSet::new(); // no random numbers in what tools/instruction-counts counts
     for case in lines.iter().flat_map(Line::cases) {
         if seen.insert(case.name()) {
             cases.push(case);
@@ -184,6 +196,7 @@ struct Suite {
     quick: Vec<Line>,
     full: Vec<Line>,
     cpu: Vec<Line>,
+    test: Vec<Line>,
 }
 
 /// Stands for every combination of what it lists.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The cases of benches/suite.json, as benches/norms/suite.rs reads them. As a program it prints their names and floors:
 
-    suite.py quick|full|cpu
+    suite.py quick|full|cpu|test
 """
 import json
 import math
@@ -26,7 +26,12 @@ class Case:
         return self.call.split("+")[1:]
 
     @property
+    def forward(self):
+        return "fwd" in self.call.split("+")[0]
+
+    @property
     def backward(self):
+        """After the forward pass where there is one."""
         return self.call.split("+")[0].endswith("bwd")
 
     @property
@@ -54,20 +59,23 @@ class Case:
         return f"{self.op}/{self.call}/{self.type}/{self.layout}/{'x'.join(map(str, self.dims))}{groups}"
 
     @property
+    def tensor_bytes(self):
+        return math.prod(self.shape) * SIZES[self.type]
+
+    @property
     def floor_bytes(self):
-        """Every tensor of the call read or written once."""
+        """Every tensor of each pass read or written once."""
         rows = self.layout == "rows"
-        if self.residual:
-            tensors = 4 if rows else 5 if self.backward else 3
-        else:
-            tensors = 3 if self.backward else 2
-        return tensors * math.prod(self.shape) * SIZES[self.type]
+        forward, backward = ((4, 4) if rows else (3, 5)) if self.residual else (2, 3)
+        tensors = forward * self.forward + backward * self.backward
+        return tensors * self.tensor_bytes
 
 
 def cases(extent):
-    """Every case of the suite to that extent (quick, full or cpu), each once, in the order of the file."""
+    """Every case of the suite to that extent (quick, full, cpu or test), each once, in the order of the file."""
     suite = json.loads((pathlib.Path(__file__).parent.parent / "suite.json").read_text())
-    lines = suite["quick"] + suite["full"] if extent == "full" else suite[extent]
+    parts = {"full": ["quick", "full"], "test": ["test", "cpu"]}.get(extent, [extent])
+    lines = [line for part in parts for line in suite[part]]
     found = {}
     for line in lines:
         for shape in line["shapes"]:
