@@ -148,7 +148,7 @@ template <int kVec, int kPacks> class HeldColumns {
   __device__ __forceinline__ void flush() {
     each([&](int which, int k) {
       float sum[kVec];
-      get(sum, which, k, threadIdx.x);
+      if (flushed_) get(sum, which, k, threadIdx.x);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) sum[i] = flushed_ ? sum[i] + sums_[which][k][i] : sums_[which][k][i];
       put(sum, which, k);

@@ -59,7 +59,7 @@ class ChannelLaunch {
   dev::LaunchConfig config_;
 };
 
-/// The parts of a channel norm's workspace. `ChannelPlan::workspace` in src/cuda/plan/channel.rs sizes it.
+/// The parts of a channel norm's workspace. `ChannelPlan::workspace` in src/cuda/plan/channel/mod.rs sizes it.
 struct ChannelWorkspace {
   float* kept = nullptr;      // [3, slabs]: means, reciprocal deviations and variances, or two sums
   float* totals = nullptr;    // [2, statistics]
