@@ -131,10 +131,13 @@ struct HeldSums {
 /// time added to what it keeps in shared memory.
 template <int kVec, int kPacks> class HeldColumns {
  public:
-  /// `behind` has room for `kSums * packs * kVec` floats of every thread.
+  /// `behind` has room for `kSums * packs * kVec` floats of every thread, if `deep`.
   static constexpr int kSums = 2;
 
-  __device__ __forceinline__ HeldColumns(float* behind, int packs) : behind_(behind), packs_(packs) { clear(); }
+  __device__ __forceinline__ HeldColumns(float* behind, int packs, bool deep) : behind_(behind), packs_(packs), deep_(deep) {
+    clear();
+    if (deep) each([&](int which, int k) { put(sums_[which][k], which, k); });
+  }
 
   __device__ __forceinline__ void add(int k, const float (&dy)[kVec], const float (&x_hat)[kVec]) {
 #pragma unroll
@@ -144,23 +147,22 @@ template <int kVec, int kPacks> class HeldColumns {
     }
   }
 
-  /// Adds the registers to shared memory, and clears them.
+  /// Adds the registers to shared memory, which there is, and clears them.
   __device__ __forceinline__ void flush() {
     each([&](int which, int k) {
       float sum[kVec];
-      if (flushed_) get(sum, which, k, threadIdx.x);
+      get(sum, which, k, threadIdx.x);
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[i] = flushed_ ? sum[i] + sums_[which][k][i] : sums_[which][k][i];
+      for (int i = 0; i < kVec; ++i) sum[i] += sums_[which][k][i];
       put(sum, which, k);
     });
-    flushed_ = true;
     clear();
   }
 
   /// Merges the groups of `lanes` threads of the block, of which each has seen other rows. All threads call it. The first
-  /// `lanes` threads then have the sums of the block in their registers. `deep`: there is shared memory behind.
-  __device__ __forceinline__ void merge(int lanes, bool deep) {
-    if (flushed_) {
+  /// `lanes` threads then have the sums of the block in their registers.
+  __device__ __forceinline__ void merge(int lanes) {
+    if (deep_) {
       each([&](int which, int k) {
         float sum[kVec];
         get(sum, which, k, threadIdx.x);
@@ -176,7 +178,7 @@ template <int kVec, int kPacks> class HeldColumns {
     });
     const int apart = lanes < kWarp ? kWarp : lanes;
     const int groups = blockDim.x / apart;
-    if (groups == 1 || !deep) return;
+    if (groups == 1 || !deep_) return;
     each([&](int which, int k) { put(sums_[which][k], which, k); });
     __syncthreads();  // all groups have left their sums
     if (static_cast<int>(threadIdx.x) >= lanes) return;
@@ -240,7 +242,7 @@ template <int kVec, int kPacks> class HeldColumns {
 
   float* behind_;
   int packs_;
-  bool flushed_ = false;
+  bool deep_;
   float sums_[kSums][kPacks][kVec];
 };
 
@@ -254,7 +256,7 @@ constexpr int held_bwd_blocks(int cols) { return cols <= 8 ? 3 : 1; }
 template <class T, int kVec, int kCols> struct HeldRegisters {
   static constexpr bool kRow = kVec > 1 && (kCols <= 8 || (kCols <= 16 && sizeof(T) == 2));
   static constexpr bool kFactor = kRow && kCols > 8;
-  static constexpr bool kNextStats = kVec > 1 && kCols > 8;
+  static constexpr bool kNextStats = kVec > 1 && kCols > 8 && (kCols <= 16 || sizeof(T) == 2);
 };
 
 /// x and dy of a row are held in shared memory, or in registers from where they landed there, between the sums over it
@@ -272,7 +274,7 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
   constexpr int kTensors = 2;  // dh is read once, where dx is written
   const RowTile<T, kVec> tile(slots, plan, args.cols, kTensors);
   T* const behind = slots + plan.stages * kTensors * plan.packs * static_cast<int>(blockDim.x) * kVec;
-  HeldColumns<kVec, kPacks> columns(reinterpret_cast<float*>(behind), plan.packs);
+  HeldColumns<kVec, kPacks> columns(reinterpret_cast<float*>(behind), plan.packs, plan.deep != 0);
   const int loads = tile.loads();
   const int step = tile.step();
   const int64_t col = tile.col();
@@ -384,7 +386,7 @@ __global__ void __launch_bounds__(held_bwd_threads(kCols), held_bwd_blocks(kCols
     if constexpr (Registers::kNextStats) stats = next_stats;
   }
   if (sums_wanted) {
-    columns.merge(plan.lanes, plan.deep != 0);
+    columns.merge(plan.lanes);
     if (static_cast<int>(threadIdx.x) < plan.lanes) {
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
