@@ -1,6 +1,16 @@
 mod activation;
 mod channel_norm;
+#[allow(unsafe_code)]
+mod memory;
+mod moments;
+mod parallel;
+mod params;
+#[allow(unsafe_code)] // units of work write to parts of the same tensors
 mod row_norm;
+#[allow(unsafe_code)]
+mod simd;
+#[allow(unsafe_code)]
+mod totals;
 
 use crate::{
     Affine, AffineGrad, Backend, Element, Result, View, ViewMut,
@@ -40,6 +50,46 @@ impl Cpu {
 }
 
 impl Sealed for Cpu {}
+
+/// What the CPU does with tensors of an element type: compiled once, with this crate, for each of them.
+pub trait HostElement: Sized + 'static {
+    #[doc(hidden)]
+    fn channel_norm_fwd(shape: ChannelShape, args: ChannelNormForward<'_, Self, Cpu>)
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn channel_norm_bwd(shape: ChannelShape, args: ChannelNormBackward<'_, Self, Cpu>)
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn row_norm_fwd(shape: RowShape, args: RowNormForward<'_, Self, Cpu>)
+    where
+        Self: Element;
+    #[doc(hidden)]
+    fn row_norm_bwd(shape: RowShape, args: RowNormBackward<'_, Self, Cpu>)
+    where
+        Self: Element;
+}
+
+macro_rules! host_element {
+    ($($t:ty)*) => {$(
+        impl HostElement for $t {
+            fn channel_norm_fwd(shape: ChannelShape, args: ChannelNormForward<'_, Self, Cpu>) {
+                channel_norm::forward(shape, args);
+            }
+            fn channel_norm_bwd(shape: ChannelShape, args: ChannelNormBackward<'_, Self, Cpu>) {
+                channel_norm::backward(shape, args);
+            }
+            fn row_norm_fwd(shape: RowShape, args: RowNormForward<'_, Self, Cpu>) {
+                row_norm::forward(shape, args);
+            }
+            fn row_norm_bwd(shape: RowShape, args: RowNormBackward<'_, Self, Cpu>) {
+                row_norm::backward(shape, args);
+            }
+        }
+    )*};
+}
+host_element!(f32 half::f16 half::bf16);
 
 impl Backend for Cpu {
     type Buf<T: Element> = Vec<T>;
@@ -83,7 +133,7 @@ impl Backend for Cpu {
         shape: ChannelShape,
         args: ChannelNormForward<'_, T, Self>,
     ) -> Result<()> {
-        channel_norm::forward(shape, args);
+        T::channel_norm_fwd(shape, args);
         Ok(())
     }
     fn channel_norm_bwd<T: Element>(
@@ -91,18 +141,18 @@ impl Backend for Cpu {
         shape: ChannelShape,
         args: ChannelNormBackward<'_, T, Self>,
     ) -> Result<()> {
-        channel_norm::backward(shape, args);
+        T::channel_norm_bwd(shape, args);
         Ok(())
     }
     fn row_norm_workspace(&self, _: RowShape) -> WorkspaceLen {
         WorkspaceLen::default()
     }
     fn row_norm_fwd<T: Element>(&self, shape: RowShape, args: RowNormForward<'_, T, Self>) -> Result<()> {
-        row_norm::forward(shape, args);
+        T::row_norm_fwd(shape, args);
         Ok(())
     }
     fn row_norm_bwd<T: Element>(&self, shape: RowShape, args: RowNormBackward<'_, T, Self>) -> Result<()> {
-        row_norm::backward(shape, args);
+        T::row_norm_bwd(shape, args);
         Ok(())
     }
 }
