@@ -70,12 +70,6 @@ impl Span {
         Self { at, n, len }
     }
 
-    /// The first `n` of a run.
-    #[inline(always)]
-    pub(super) fn first(n: usize) -> Self {
-        Self::new(0, n, n)
-    }
-
     #[inline(always)]
     pub(super) fn n(self) -> usize {
         self.n
@@ -103,6 +97,11 @@ impl<'a, T> Source<'a, T> {
 }
 
 impl<'a, T> Source<'a, T> {
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
     /// A run of the elements.
     #[inline(always)]
     pub(super) fn run(self, start: usize, len: usize) -> Self {

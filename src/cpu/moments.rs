@@ -35,8 +35,9 @@ impl Moments {
     /// the data as the shift.
     #[inline(always)]
     pub(super) fn of(sums: Sums, shift: f32, n: f64, eps: f32) -> Option<Self> {
-        let delta = sums.sum / n;
-        let square = sums.squares / n;
+        let share = n.recip();
+        let delta = sums.sum * share;
+        let square = sums.squares * share;
         let var = square - delta * delta;
         let in_range = (1e-24..1e34).contains(&square);
         // Squares of what is too small for f32 are nothing beside an eps like this.

@@ -1,3 +1,5 @@
+use core::ops::Range;
+
 use super::{
     memory::{Shared, Source, Span},
     parallel,
@@ -19,18 +21,19 @@ impl Totals {
         Shared::new(&mut self.parts)
     }
 
-    /// The sum over the units of each column.
-    pub(super) fn add_up(&self) -> Vec<f64> {
+    /// The sum over some of the units of each column.
+    pub(super) fn add_up(&self, units: Range<usize>) -> Vec<f64> {
+        let parts = &self.parts[units.start * self.width..units.end * self.width];
         let mut totals = vec![0.0; self.width];
         /// Columns of a unit of this work.
         const COLUMNS: usize = 4096;
         let shared = Shared::new(&mut totals);
-        parallel::for_each(self.width.div_ceil(COLUMNS), 4 * self.parts.len(), |unit| {
+        parallel::for_each(self.width.div_ceil(COLUMNS), 4 * parts.len(), |unit| {
             let start = unit * COLUMNS;
             let len = COLUMNS.min(self.width - start);
             // SAFETY: each unit has columns of its own.
             let totals = unsafe { shared.target().slice(start, len) };
-            dispatch(AddUp { parts: &self.parts, width: self.width, start, totals });
+            dispatch(AddUp { parts, width: self.width, start, totals });
         });
         totals
     }

@@ -72,7 +72,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
         dispatch(Unit { call: &call, first, last, dx, sums });
     });
     if call.sums_wanted {
-        let sums = totals.add_up();
+        let sums = totals.add_up(0..units);
         store_grads(grads, |col| sums[col], |col| sums[shape.cols() + col], accumulate);
     }
 }
@@ -218,10 +218,16 @@ impl<T: Element> Unit<'_, T> {
         minus_mean_gx: [Lanes<S>; R],
     ) {
         let Some((_, place)) = self.call.dx else { return };
-        let dx: [Target<'_, T>; R] = place.rows_mut(dx, row);
-        let dh = self.call.dh.map(|(dh, place)| place.rows::<T, R>(Source::new(dh), row));
-        let (weight, past) = (Source::new(self.call.weight), self.call.stream);
-        for_spans!(self.call.shape.cols(), dx[0].head::<S>(past), |span| {
+        let (cols, past) = (self.call.shape.cols(), self.call.stream);
+        // So that the compiler knows that they are all as long.
+        let rows = rows.run(0, cols);
+        let dx = place.rows_mut::<T, R>(dx, row).map(|dx| dx.run(0, cols));
+        let dh = self
+            .call
+            .dh
+            .map(|(dh, place)| place.rows::<T, R>(Source::new(dh), row).map(|dh| dh.run(0, cols)));
+        let weight = Source::new(self.call.weight).run(0, cols);
+        for_spans!(cols, dx[0].head::<S>(past), |span| {
             let weight = weight.load(span);
             for r in 0..R {
                 let (x_hat, dy) = rows.load(r, span);

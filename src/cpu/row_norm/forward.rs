@@ -222,6 +222,8 @@ impl<T: Element> Unit<'_, T> {
         shifts: [f32; R],
     ) -> [Sums; R] {
         let cols = self.call.shape.cols();
+        // So that the compiler knows that they are all as long.
+        let x = x.map(|x| x.run(0, cols));
         let shifts = splat::<S, R>(shifts);
         let mut sums = [Sums::default(); R];
         let mut at = 0;
@@ -250,14 +252,17 @@ impl<T: Element> Unit<'_, T> {
 
     #[inline(always)]
     fn write<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R], row: usize, scales: [Scale; R]) {
-        let y: [Target<'_, T>; R] = self.call.y.1.rows_mut(self.y, row);
-        let weight = Source::new(&*self.call.params.weight);
-        let bias = Source::new(&*self.call.params.bias);
+        let cols = self.call.shape.cols();
+        // So that the compiler knows that they are all as long.
+        let x = x.map(|x| x.run(0, cols));
+        let y = self.call.y.1.rows_mut::<T, R>(self.y, row).map(|y| y.run(0, cols));
+        let weight = Source::new(&self.call.params.weight).run(0, cols);
+        let bias = Source::new(&self.call.params.bias).run(0, cols);
         let high = splat::<S, R>(scales.map(|s| s.high));
         let rstd = splat::<S, R>(scales.map(|s| s.rstd));
         let low = splat::<S, R>(scales.map(|s| s.low));
         let past = self.call.stream;
-        for_spans!(self.call.shape.cols(), y[0].head::<S>(past), |span| {
+        for_spans!(cols, y[0].head::<S>(past), |span| {
             let (weight, bias) = (weight.load(span), bias.load(span));
             for r in 0..R {
                 let x_hat = (x[r].load::<S>(span) - high[r]).mul_add(rstd[r], low[r]);

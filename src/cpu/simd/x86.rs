@@ -335,7 +335,7 @@ impl Simd for Avx512 {
     unsafe fn store_halves(to: *mut u16, v: [u16; LANES], n: usize) {
         // SAFETY: the CPU has AVX-512 BW and VL (see `Avx512`); only words below `n` are written, which the caller has
         // promised.
-        unsafe { _mm256_mask_storeu_epi16(to.cast(), first(n), transmute(v)) }
+        unsafe { _mm256_mask_storeu_epi16(to.cast(), first(n), transmute::<[u16; LANES], __m256i>(v)) }
     }
 
     #[inline(always)]
@@ -347,7 +347,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn stream_halves(to: *mut u16, v: [u16; LANES]) {
         // SAFETY: the CPU has AVX (see `Avx512`); the caller has promised space and alignment.
-        unsafe { _mm256_stream_si256(to.cast(), transmute(v)) }
+        unsafe { _mm256_stream_si256(to.cast(), transmute::<[u16; LANES], __m256i>(v)) }
     }
 
     #[inline(always)]
