@@ -2,7 +2,7 @@ use crate::{
     Activation, Element,
     cpu::{
         memory::{Source, Target},
-        simd::{LANES, Lanes, Simd},
+        simd::{Lanes, Simd},
     },
 };
 
@@ -61,7 +61,7 @@ pub(super) fn activate<S: Simd>(activation: Activation, z: Lanes<S>) -> Lanes<S>
     match activation {
         Activation::None => z,
         Activation::Relu => Lanes(S::relu(z.0)),
-        other => Lanes::from_array(activate_each(other, z.to_array())),
+        other => Lanes::from_array(other.apply_each(z.to_array())),
     }
 }
 
@@ -71,16 +71,6 @@ pub(super) fn through<S: Simd>(activation: Activation, dy: Lanes<S>, z: Lanes<S>
     match activation {
         Activation::None => dy,
         Activation::Relu => Lanes(S::where_positive(dy.0, z.0)),
-        other => dy * Lanes::from_array(derivative_each(other, z.to_array())),
+        other => dy * Lanes::from_array(other.derivative_each(z.to_array())),
     }
-}
-
-#[inline(never)]
-fn activate_each(activation: Activation, z: [f32; LANES]) -> [f32; LANES] {
-    z.map(|z| activation.apply(f64::from(z)) as f32)
-}
-
-#[inline(never)]
-fn derivative_each(activation: Activation, z: [f32; LANES]) -> [f32; LANES] {
-    z.map(|z| activation.derivative(f64::from(z)) as f32)
 }
