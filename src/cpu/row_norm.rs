@@ -31,14 +31,33 @@ impl Place {
     /// Several rows of a tensor.
     #[inline(always)]
     fn rows<'a, T, const R: usize>(&self, data: Source<'a, T>, first: usize) -> [Source<'a, T>; R] {
-        core::array::from_fn(|r| data.run(self.of(first + r), self.shape.cols()))
+        let mut rows = [data; R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = data.run(self.of(first + r), self.shape.cols());
+        }
+        rows
     }
 
     /// Several rows of a tensor that is written.
     #[inline(always)]
     fn rows_mut<'a, T, const R: usize>(&self, data: Target<'a, T>, first: usize) -> [Target<'a, T>; R] {
-        core::array::from_fn(|r| data.run(self.of(first + r), self.shape.cols()))
+        let mut rows = [data; R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = data.run(self.of(first + r), self.shape.cols());
+        }
+        rows
     }
+}
+
+/// Runs that the compiler knows to be as long as each other.
+///
+/// Here as elsewhere a loop, because `map` and `from_fn` are calls wherever the compiler finds them too large.
+#[inline(always)]
+fn as_long<T, const R: usize>(mut rows: [Source<'_, T>; R], start: usize, len: usize) -> [Source<'_, T>; R] {
+    for row in &mut rows {
+        *row = row.run(start, len);
+    }
+    rows
 }
 
 /// Each number in all lanes of a vector.

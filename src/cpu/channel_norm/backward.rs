@@ -115,15 +115,19 @@ impl<'a, T: Element> Run<'a, T> {
     }
 
     #[inline(always)]
-    fn run(self, start: usize, len: usize) -> Self {
-        Self {
-            x: self.x.run(start, len),
-            dy: self.dy.run(start, len),
-            residual: self.residual.map(|v| v.run(start, len)),
-            dx: self.dx.map(|v| v.run(start, len)),
-            dresidual: self.dresidual.map(|v| v.run(start, len)),
-            ..self
+    fn run(mut self, start: usize, len: usize) -> Self {
+        self.x = self.x.run(start, len);
+        self.dy = self.dy.run(start, len);
+        if let Some(residual) = &mut self.residual {
+            *residual = residual.run(start, len);
         }
+        if let Some(dx) = &mut self.dx {
+            *dx = dx.run(start, len);
+        }
+        if let Some(dresidual) = &mut self.dresidual {
+            *dresidual = dresidual.run(start, len);
+        }
+        self
     }
 
     /// The gradient of what the activation was given, and `x_hat`.

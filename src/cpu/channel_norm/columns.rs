@@ -147,7 +147,7 @@ impl<'a, S: Simd, T: Element> Pass<S> for BlockSums<'a, T> {
 
 impl<S: Simd, T: Element> Summed<S> for BlockSums<'_, T> {
     #[inline(always)]
-    fn terms(x: Source<'_, T>, shift: Lanes<S>, span: Span) -> [Lanes<S>; 3] {
+    fn terms(x: &Source<'_, T>, shift: Lanes<S>, span: Span) -> [Lanes<S>; 3] {
         let d = x.load(span) - shift;
         [d, d, d]
     }
@@ -229,18 +229,12 @@ impl<T: Element> Kernel for Block<'_, T> {
 }
 
 /// The tensors of a row.
+#[derive(Clone, Copy)]
 struct Row<'a, T> {
     x: Source<'a, T>,
     residual: Option<Source<'a, T>>,
     y: Target<'a, T>,
 }
-
-impl<T> Clone for Row<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<T> Copy for Row<'_, T> {}
 
 impl<'a, S: Simd, T: Element> Pass<S> for Block<'a, T> {
     type Constant = [Lanes<S>; 3];
@@ -262,7 +256,7 @@ impl<'a, S: Simd, T: Element> Pass<S> for Block<'a, T> {
 
 impl<S: Simd, T: Element> Written<S> for Block<'_, T> {
     #[inline(always)]
-    fn write(&self, row: Row<'_, T>, [high, factor, term]: [Lanes<S>; 3], span: Span) {
+    fn write(&self, row: &Row<'_, T>, [high, factor, term]: [Lanes<S>; 3], span: Span) {
         let Finish { activation, past } = self.call.finish;
         let z = (row.x.load(span) - high).mul_add(factor, term);
         let z = match row.residual {

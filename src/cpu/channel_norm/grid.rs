@@ -87,16 +87,26 @@ pub(super) trait Pass<S: Simd> {
 /// A pass that adds up, for each column, a value and a product.
 pub(super) trait Summed<S: Simd>: Pass<S> {
     /// The value and both factors.
-    fn terms(row: Self::Row, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
+    fn terms(row: &Self::Row, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
 }
 
 /// A pass that writes.
 pub(super) trait Written<S: Simd>: Pass<S> {
-    fn write(&self, row: Self::Row, constant: Self::Constant, span: Span);
+    fn write(&self, row: &Self::Row, constant: Self::Constant, span: Span);
 }
 
 /// Rows that are walked at a time, so that constants and sums are read and written that much less often.
 const ROWS: usize = 4;
+
+/// Rows that follow each other. A loop, because `from_fn` is a call wherever the compiler finds it too large.
+#[inline(always)]
+fn rows<S: Simd, P: Pass<S>, const R: usize>(pass: &P, first: usize, width: usize) -> [P::Row; R] {
+    let mut rows = [pass.row(first, width); R];
+    for (r, row) in rows.iter_mut().enumerate().skip(1) {
+        *row = pass.row(first + r * width, width);
+    }
+    rows
+}
 
 /// Adds up the rows of a block; `sums` are zeros before.
 #[inline(always)]
@@ -108,7 +118,7 @@ pub(super) fn sum<S: Simd, P: Summed<S>>(
 ) {
     let mut row = elements.start;
     while row + ROWS * width <= elements.end {
-        let rows: [P::Row; ROWS] = core::array::from_fn(|r| pass.row(row + r * width, width));
+        let rows = rows::<S, P, ROWS>(pass, row, width);
         sum_rows::<S, P, ROWS>(pass, rows, width, sums.run(0, width), sums.run(width, width));
         row += ROWS * width;
     }
@@ -131,7 +141,7 @@ fn sum_rows<S: Simd, P: Summed<S>, const R: usize>(
         let constant = pass.constant(span);
         let mut value = values.source().load::<S>(span);
         let mut product = products.source().load::<S>(span);
-        for row in rows {
+        for row in &rows {
             let [v, a, b] = P::terms(row, constant, span);
             value = value + v;
             product = a.mul_add(b, product);
@@ -146,7 +156,7 @@ fn sum_rows<S: Simd, P: Summed<S>, const R: usize>(
 pub(super) fn write<S: Simd, P: Written<S>>(pass: &P, elements: Range<usize>, width: usize) {
     let mut row = elements.start;
     while row + ROWS * width <= elements.end {
-        let rows: [P::Row; ROWS] = core::array::from_fn(|r| pass.row(row + r * width, width));
+        let rows = rows::<S, P, ROWS>(pass, row, width);
         write_rows::<S, P, ROWS>(pass, rows, width);
         row += ROWS * width;
     }
@@ -161,7 +171,7 @@ pub(super) fn write<S: Simd, P: Written<S>>(pass: &P, elements: Range<usize>, wi
 fn write_rows<S: Simd, P: Written<S>, const R: usize>(pass: &P, rows: [P::Row; R], len: usize) {
     for_spans!(len, 0, |span| {
         let constant = pass.constant(span);
-        for row in rows {
+        for row in &rows {
             pass.write(row, constant, span);
         }
     });

@@ -1,4 +1,4 @@
-use super::{Place, splat};
+use super::{Place, as_long, splat};
 use crate::{
     Element,
     cpu::{
@@ -107,6 +107,14 @@ impl<T: Element> Kernel for Unit<'_, T> {
     }
 }
 
+/// The numbers of several rows.
+#[inline(always)]
+fn numbers<const R: usize>(of: &[f32], row: usize) -> [f32; R] {
+    let mut all = [0.0; R];
+    all.copy_from_slice(&of[row..row + R]);
+    all
+}
+
 /// Sums over a row of `g = dy * weight` and of `g * x_hat`.
 #[derive(Clone, Copy, Default)]
 struct RowSums {
@@ -143,8 +151,11 @@ impl<T: Element> Unit<'_, T> {
         let rows: Rows<'_, S, T, R> = Rows {
             x: call.x.1.rows(Source::new(call.x.0), row),
             dy: call.dy.1.rows(Source::new(call.dy.0), row),
-            mean: splat(core::array::from_fn(|r| call.mean.map_or(0.0, |mean| mean[row + r]))),
-            rstd: splat(core::array::from_fn(|r| call.rstd[row + r])),
+            mean: splat(match call.mean {
+                Some(mean) => numbers(mean, row),
+                None => [0.0; R],
+            }),
+            rstd: splat(numbers(call.rstd, row)),
         };
         let sums = match (call.sums_wanted, self.dx.is_some()) {
             (true, _) => self.sums::<S, R, true>(&rows),
@@ -219,13 +230,15 @@ impl<T: Element> Unit<'_, T> {
     ) {
         let Some((_, place)) = self.call.dx else { return };
         let (cols, past) = (self.call.shape.cols(), self.call.stream);
-        // So that the compiler knows that they are all as long.
         let rows = rows.run(0, cols);
-        let dx = place.rows_mut::<T, R>(dx, row).map(|dx| dx.run(0, cols));
-        let dh = self
-            .call
-            .dh
-            .map(|(dh, place)| place.rows::<T, R>(Source::new(dh), row).map(|dh| dh.run(0, cols)));
+        let mut dx = place.rows_mut::<T, R>(dx, row);
+        for dx in &mut dx {
+            *dx = dx.run(0, cols);
+        }
+        let dh = match self.call.dh {
+            Some((dh, place)) => Some(as_long(place.rows::<T, R>(Source::new(dh), row), 0, cols)),
+            None => None,
+        };
         let weight = Source::new(self.call.weight).run(0, cols);
         for_spans!(cols, dx[0].head::<S>(past), |span| {
             let weight = weight.load(span);

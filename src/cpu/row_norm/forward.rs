@@ -1,4 +1,4 @@
-use super::{Place, splat};
+use super::{Place, as_long, splat};
 use crate::{
     Element,
     cpu::{
@@ -222,8 +222,7 @@ impl<T: Element> Unit<'_, T> {
         shifts: [f32; R],
     ) -> [Sums; R] {
         let cols = self.call.shape.cols();
-        // So that the compiler knows that they are all as long.
-        let x = x.map(|x| x.run(0, cols));
+        let x = as_long(x, 0, cols);
         let shifts = splat::<S, R>(shifts);
         let mut sums = [Sums::default(); R];
         let mut at = 0;
@@ -253,9 +252,11 @@ impl<T: Element> Unit<'_, T> {
     #[inline(always)]
     fn write<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R], row: usize, scales: [Scale; R]) {
         let cols = self.call.shape.cols();
-        // So that the compiler knows that they are all as long.
-        let x = x.map(|x| x.run(0, cols));
-        let y = self.call.y.1.rows_mut::<T, R>(self.y, row).map(|y| y.run(0, cols));
+        let x = as_long(x, 0, cols);
+        let mut y = self.call.y.1.rows_mut::<T, R>(self.y, row);
+        for y in &mut y {
+            *y = y.run(0, cols);
+        }
         let weight = Source::new(&self.call.params.weight).run(0, cols);
         let bias = Source::new(&self.call.params.bias).run(0, cols);
         let high = splat::<S, R>(scales.map(|s| s.high));

@@ -136,7 +136,7 @@ impl<'a, S: Simd, T: Element> Pass<S> for Sum<'a, T> {
 
 impl<S: Simd, T: Element> Summed<S> for Sum<'_, T> {
     #[inline(always)]
-    fn terms(run: Run<'_, T>, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
+    fn terms(run: &Run<'_, T>, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
         let (d, x_hat) = run.gradient(&constants, span);
         [d, d, x_hat]
     }
@@ -172,7 +172,7 @@ impl<'a, S: Simd, T: Element> Pass<S> for Write<'a, T> {
 
 impl<S: Simd, T: Element> Written<S> for Write<'_, T> {
     #[inline(always)]
-    fn write(&self, run: Run<'_, T>, constants: Constants<S>, span: Span) {
+    fn write(&self, run: &Run<'_, T>, constants: Constants<S>, span: Span) {
         run.write(&constants, span);
     }
 }
