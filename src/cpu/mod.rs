@@ -37,7 +37,8 @@ use crate::{
 /// differently.
 ///
 /// Arithmetic is in `f32`. Sums are taken in `f32` over at most 64 values, and of these in `f64`; those for means and
-/// variances are of differences from a value near the mean. What does not fit in `f32` so is computed again in `f64`.
+/// variances are of differences from a value near the mean. Where squares do not fit in `f32`, a forward pass takes these
+/// again in `f64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cpu;
 

@@ -5,10 +5,12 @@
 
 use rayon::prelude::*;
 
-/// Bytes that a call moves from which on it is worth to wake other threads.
+/// Bytes that a call moves from which on it is worth to wake other threads. A guess: waking them takes 4 to 15 us, in
+/// which one thread moves as much.
 const WORTH_THREADS: usize = 512 << 10;
 
-/// Bytes read and written from which on results are written past the caches: a cache of 32 MiB holds no more of them.
+/// Bytes read and written from which on results are written past the caches. With a last cache of 32 MiB, one thread of
+/// AMD Zen 5 and a BatchNorm in f32: 51 MB take 1.24 ms instead of 1.79, but 13 MB 0.26 instead of 0.20.
 pub(super) const STREAM: usize = 16 << 20;
 
 /// Ranges of units handed out per thread: more than one, so that a thread that is late does not hold up the others.

@@ -234,6 +234,7 @@ pub(super) fn level() -> Level {
 
 /// All that this CPU has, best last.
 fn levels() -> Vec<Level> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
     let mut levels = vec![Level::Portable];
     #[cfg(target_arch = "x86_64")]
     {
