@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 
-use crate::sealed::Sealed;
+use crate::{cpu::HostElement, sealed::Sealed};
 
 /// Run-time name of an [`Element`] type. The discriminants are the C ABI's `wn_dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +34,7 @@ pub trait DeviceElement {}
 
 /// A type that tensors can be stored in: `f32`, [`struct@f16`] or [`bf16`]. Arithmetic is never done in it.
 pub trait Element:
-    Copy + Default + PartialEq + core::fmt::Debug + Send + Sync + 'static + DeviceElement + Sealed
+    Copy + Default + PartialEq + core::fmt::Debug + Send + Sync + 'static + DeviceElement + HostElement + Sealed
 {
     /// The run-time tag for this type.
     const DTYPE: DType;

@@ -37,12 +37,12 @@
 //! # Numbers
 //!
 //! All arithmetic and every statistic is in `f32` or wider. Means and variances come from Welford's algorithm, on the
-//! CPU from two passes in `f64`, so a mean thousands of times the spread does no harm. On the GPU squares of deviations,
+//! CPU from differences from a value near the mean, so a mean thousands of times the spread does no harm. On the GPU squares of deviations,
 //! and for RMSNorm those of values, must fit in `f32`: a spread between 1e-19 and 1e19. The same input gives the same
 //! bits, run after run: there are no floating-point atomics.
 //!
-//! Gradients of weight and bias are summed in `f32` (`f64` on the CPU) and rounded once to the type asked for; only
-//! those added up over several calls in 16 bits lose more.
+//! Gradients of weight and bias are summed in `f32` (on the CPU in parts, and these in `f64`) and rounded once to the type
+//! asked for; only those added up over several calls in 16 bits lose more.
 
 // The few modules that need it allow it.
 #![deny(unsafe_code)]

@@ -35,5 +35,6 @@ mod segments;
 #[cfg(feature = "emulator")]
 mod strategies;
 mod sums;
+mod threads;
 #[cfg(feature = "emulator-check")]
 mod traffic;

@@ -1,0 +1,210 @@
+mod columns;
+mod runs;
+
+use super::{by_columns, geometry::Geometry, reciprocal_std, slab::through};
+use crate::{
+    Activation, Element,
+    channel_norm::{BackwardSource, ChannelNormBackward},
+    cpu::{
+        Cpu,
+        memory::{Shared, Source, Span, Target},
+        moments::Sums,
+        parallel,
+        params::{Params, store_grads},
+        simd::{Lanes, Simd},
+    },
+    shape::ChannelShape,
+};
+
+/// What all units of a call share.
+struct Call<'a, T> {
+    shape: ChannelShape,
+    x: &'a [T],
+    residual: Option<&'a [T]>,
+    dy: &'a [T],
+    params: Params<'a>,
+    activation: Activation,
+    mean: &'a [f32],
+    rstd: &'a [f32],
+    /// Whether the statistics depend on `x`.
+    training: bool,
+    dx: Option<Shared<'a, T>>,
+    dresidual: Option<Shared<'a, T>>,
+    /// Past the caches.
+    past: bool,
+    bytes: usize,
+}
+
+/// What the gradients of a slab are made with.
+#[derive(Clone, Copy)]
+struct Slab {
+    mean: f32,
+    rstd: f32,
+    weight: f32,
+    bias: f32,
+    /// `dx = (d * weight - mean_g + x_hat * slope) * rstd`, with the gradient `d` of what the activation was given.
+    mean_g: f32,
+    slope: f32,
+}
+
+impl<T: Element> Call<'_, T> {
+    fn slab(&self, slab: usize) -> Slab {
+        let (statistic, channel) = (slab / self.shape.group(), slab % self.shape.channels());
+        Slab {
+            mean: self.mean[statistic],
+            rstd: self.rstd[statistic],
+            weight: self.params.weight[channel],
+            bias: self.params.bias[channel],
+            mean_g: 0.0,
+            slope: 0.0,
+        }
+    }
+
+    /// Completes the slabs of a statistic with what their sums say.
+    fn complete(&self, slabs: &mut [Slab], sums: &[Sums]) {
+        let n = self.shape.per_statistic() as f64;
+        let (mut mean_g, mut mean_gx) = (0.0, 0.0);
+        for (slab, sums) in slabs.iter().zip(sums) {
+            mean_g += f64::from(slab.weight) * sums.sum / n;
+            mean_gx += f64::from(slab.weight) * sums.squares / n;
+        }
+        for slab in slabs {
+            slab.mean_g = mean_g as f32;
+            slab.slope = -mean_gx as f32;
+        }
+    }
+}
+
+/// Vectors of the constants of slabs.
+#[derive(Clone, Copy)]
+struct Constants<S: Simd> {
+    mean: Lanes<S>,
+    rstd: Lanes<S>,
+    weight: Lanes<S>,
+    bias: Lanes<S>,
+    mean_g: Lanes<S>,
+    slope: Lanes<S>,
+}
+
+/// The tensors of a run.
+#[derive(Clone, Copy)]
+struct Run<'a, T> {
+    x: Source<'a, T>,
+    dy: Source<'a, T>,
+    residual: Option<Source<'a, T>>,
+    dx: Option<Target<'a, T>>,
+    dresidual: Option<Target<'a, T>>,
+    activation: Activation,
+    training: bool,
+    past: bool,
+}
+
+impl<'a, T: Element> Run<'a, T> {
+    #[inline(always)]
+    fn new(call: &'a Call<'a, T>, dx: Option<Target<'a, T>>, dresidual: Option<Target<'a, T>>) -> Self {
+        Self {
+            x: Source::new(call.x),
+            dy: Source::new(call.dy),
+            residual: call.residual.map(Source::new),
+            dx,
+            dresidual,
+            activation: call.activation,
+            training: call.training,
+            past: call.past,
+        }
+    }
+
+    #[inline(always)]
+    fn run(mut self, start: usize, len: usize) -> Self {
+        self.x = self.x.run(start, len);
+        self.dy = self.dy.run(start, len);
+        if let Some(residual) = &mut self.residual {
+            *residual = residual.run(start, len);
+        }
+        if let Some(dx) = &mut self.dx {
+            *dx = dx.run(start, len);
+        }
+        if let Some(dresidual) = &mut self.dresidual {
+            *dresidual = dresidual.run(start, len);
+        }
+        self
+    }
+
+    /// The gradient of what the activation was given, and `x_hat`.
+    #[inline(always)]
+    fn gradient<S: Simd>(&self, constants: &Constants<S>, span: Span) -> (Lanes<S>, Lanes<S>) {
+        let x_hat = (self.x.load(span) - constants.mean) * constants.rstd;
+        let dy = self.dy.load(span);
+        if self.activation == Activation::None {
+            return (dy, x_hat);
+        }
+        let z = x_hat.mul_add(constants.weight, constants.bias);
+        let z = match self.residual {
+            Some(residual) => z + residual.load(span),
+            None => z,
+        };
+        (through(self.activation, dy, z), x_hat)
+    }
+
+    #[inline(always)]
+    fn write<S: Simd>(&self, constants: &Constants<S>, span: Span) {
+        let (d, x_hat) = self.gradient(constants, span);
+        if let Some(dresidual) = self.dresidual {
+            dresidual.store(span, d, self.past);
+        }
+        let Some(dx) = self.dx else { return };
+        let g = d * constants.weight;
+        let moved = match self.training {
+            // Not fused: where there is one value, its gradient is exactly 0.
+            true => x_hat.mul_add(constants.slope, g - constants.mean_g),
+            // Constant statistics are not the same as means of zero: x_hat may be infinite.
+            false => g,
+        };
+        dx.store(span, moved * constants.rstd, self.past);
+    }
+}
+
+pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNormBackward<'_, T, Cpu>) {
+    let ChannelNormBackward { x, residual, dy, affine, eps, activation, source, .. } = args;
+    let (dx, dresidual, grads) = (args.dx, args.dresidual, args.grads);
+    let rstd_of_fixed: Vec<f32>;
+    let (mean, rstd, training) = match source {
+        BackwardSource::Batch { mean, rstd } => (mean, rstd, true),
+        BackwardSource::Fixed(statistics) => {
+            rstd_of_fixed = reciprocal_std(&statistics, eps).into_iter().map(|v| v as f32).collect();
+            (statistics.mean, &rstd_of_fixed[..], false)
+        }
+    };
+    let tensors = 2 + [residual.is_some(), dx.is_some(), dresidual.is_some()]
+        .into_iter()
+        .filter(|there| *there)
+        .count();
+    let bytes = tensors * shape.len() * size_of::<T>();
+    let call = Call {
+        shape,
+        x,
+        residual,
+        dy,
+        params: Params::of(&affine, shape.channels()),
+        activation,
+        mean,
+        rstd,
+        training,
+        dx: dx.map(Shared::new),
+        dresidual: dresidual.map(Shared::new),
+        past: bytes >= parallel::STREAM,
+        bytes,
+    };
+    let sums = match (shape.is_empty(), by_columns(shape)) {
+        (true, _) => vec![Sums::default(); shape.slabs()],
+        (_, true) => columns::backward(&call, !grads.is_none()),
+        (_, false) => runs::backward(&call, Geometry::of_slabs(shape), !grads.is_none()),
+    };
+    let of_channel = |channel: usize| sums.iter().skip(channel).step_by(shape.channels());
+    store_grads(
+        grads,
+        |channel| of_channel(channel).map(|sums| sums.squares).sum(),
+        |channel| of_channel(channel).map(|sums| sums.sum).sum(),
+        args.accumulate,
+    );
+}

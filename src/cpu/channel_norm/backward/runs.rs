@@ -1,0 +1,290 @@
+//! The backward pass channel by channel.
+
+use super::{super::geometry::Geometry, Call, Constants, Run, Slab};
+use crate::{
+    Element,
+    cpu::{
+        memory::{Shared, Span, for_spans},
+        moments::{CHAIN, Sums},
+        parallel,
+        simd::{Kernel, LANES, Lanes, Simd, dispatch},
+    },
+};
+
+/// Elements of a unit of work, at least.
+const UNIT: usize = 16 << 10;
+
+impl Slab {
+    #[inline(always)]
+    fn splat<S: Simd>(&self) -> Constants<S> {
+        Constants {
+            mean: Lanes::splat(self.mean),
+            rstd: Lanes::splat(self.rstd),
+            weight: Lanes::splat(self.weight),
+            bias: Lanes::splat(self.bias),
+            mean_g: Lanes::splat(self.mean_g),
+            slope: Lanes::splat(self.slope),
+        }
+    }
+}
+
+/// Writes what is wanted, and gives the sums over each slab where they are.
+pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_wanted: bool) -> Vec<Sums> {
+    let shape = call.shape;
+    let written = call.dx.is_some() || call.dresidual.is_some();
+    let summed = sums_wanted || call.training && call.dx.is_some();
+    let mut sums = vec![Sums::default(); shape.slabs()];
+    let threads = parallel::threads(call.bytes);
+    let one_by_one = shape.group() == 1 || shape.outer() == 1;
+    let in_parts = summed && !(one_by_one && (threads == 1 || shape.statistics() >= 2 * threads));
+    if in_parts {
+        sum_parts(call, geometry, &mut sums);
+        if !written {
+            return sums;
+        }
+    }
+    let mut slabs: Vec<Slab> = (0..shape.slabs()).map(|slab| call.slab(slab)).collect();
+    if in_parts || !summed {
+        for (slabs, sums) in slabs.chunks_mut(shape.group()).zip(sums.chunks(shape.group())) {
+            call.complete(slabs, sums);
+        }
+        write_pieces(call, &slabs);
+        return sums;
+    }
+    let per_unit = UNIT.div_ceil(shape.per_statistic());
+    let (slabs, out) = (Shared::new(&mut slabs), Shared::new(&mut sums));
+    parallel::for_each(shape.statistics().div_ceil(per_unit), call.bytes, |unit| {
+        let first = unit * per_unit;
+        let len = per_unit.min(shape.statistics() - first);
+        let group = shape.group();
+        // SAFETY: a unit touches its own statistics and their elements only, which no other statistic shares.
+        let (dx, dresidual, slabs, sums) = unsafe {
+            (
+                call.dx.map(|v| v.target()),
+                call.dresidual.map(|v| v.target()),
+                slabs.target().slice(first * group, len * group),
+                out.target().slice(first * group, len * group),
+            )
+        };
+        let run = Run::new(call, dx, dresidual);
+        dispatch(Fused { call, geometry, first: first * group, run, slabs, sums, written });
+    });
+    sums
+}
+
+/// Some of the statistics, one at a time, so that their elements are read again while they are in a cache.
+struct Fused<'a, T> {
+    call: &'a Call<'a, T>,
+    geometry: Geometry,
+    /// The first slab.
+    first: usize,
+    run: Run<'a, T>,
+    slabs: &'a mut [Slab],
+    sums: &'a mut [Sums],
+    written: bool,
+}
+
+impl<T: Element> Kernel for Fused<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { call, geometry, first, run, slabs, sums, written } = self;
+        let (group, inner) = (call.shape.group(), call.shape.inner());
+        for start in (0..slabs.len()).step_by(group) {
+            let slabs = &mut slabs[start..start + group];
+            let sums = &mut sums[start..start + group];
+            for (neighbor, (slab, sums)) in slabs.iter().zip(&mut *sums).enumerate() {
+                for part in 0..geometry.parts() {
+                    sums.add(part_sums::<S, T>(&geometry, run, first + start + neighbor, part, slab));
+                }
+            }
+            if !written {
+                continue;
+            }
+            call.complete(slabs, sums);
+            for (neighbor, slab) in slabs.iter().enumerate() {
+                let constants = slab.splat::<S>();
+                // The last run is the one that is most likely still in a cache.
+                for outer in (0..call.shape.outer()).rev() {
+                    let at = geometry.start(first + start + neighbor, outer);
+                    write::<S, T>(run.run(at, inner), &constants, inner);
+                }
+            }
+        }
+        S::fence();
+    }
+}
+
+#[inline(always)]
+fn write<S: Simd, T: Element>(run: Run<'_, T>, constants: &Constants<S>, len: usize) {
+    let head = run.dx.or(run.dresidual).map_or(0, |to| to.head::<S>(run.past));
+    for_spans!(len, head, |span| {
+        run.write(constants, span);
+    });
+}
+
+/// Sums over a part of a slab of `d` and `d * x_hat`.
+#[inline(always)]
+fn part_sums<S: Simd, T: Element>(
+    geometry: &Geometry,
+    run: Run<'_, T>,
+    slab: usize,
+    part: usize,
+    constants: &Slab,
+) -> Sums {
+    let part = geometry.part(part);
+    let mut adder = Adder::<S> {
+        constants: constants.splat(),
+        d: [Lanes::splat(0.0); 2],
+        dx_hat: [Lanes::splat(0.0); 2],
+        used: 0,
+        sums: Sums::default(),
+    };
+    for outer in part.runs {
+        let start = geometry.start(slab, outer) + part.piece.start;
+        adder.add(run.run(start, part.piece.len()), part.piece.len());
+    }
+    adder.flush();
+    adder.sums
+}
+
+/// Adds up over many runs.
+struct Adder<S: Simd> {
+    constants: Constants<S>,
+    d: [Lanes<S>; 2],
+    dx_hat: [Lanes<S>; 2],
+    /// Vectors in them.
+    used: usize,
+    sums: Sums,
+}
+
+impl<S: Simd> Adder<S> {
+    #[inline(always)]
+    fn add<T: Element>(&mut self, run: Run<'_, T>, len: usize) {
+        let mut at = 0;
+        while at < len {
+            let end = (at + 2 * CHAIN * LANES).min(len);
+            let vectors = (end - at).div_ceil(LANES);
+            if self.used + vectors > 2 * CHAIN {
+                self.flush();
+            }
+            self.used += vectors.next_multiple_of(2);
+            while at + 2 * LANES <= end {
+                self.push(0, run, Span::new(at, LANES, len));
+                self.push(1, run, Span::new(at + LANES, LANES, len));
+                at += 2 * LANES;
+            }
+            if at + LANES <= end {
+                self.push(0, run, Span::new(at, LANES, len));
+                at += LANES;
+            }
+            if at < end {
+                self.push(1, run, Span::new(at, end - at, len));
+                at = end;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn push<T: Element>(&mut self, chain: usize, run: Run<'_, T>, span: Span) {
+        // Behind the end there are zeros, whose product with an infinity would not be one.
+        let (d, x_hat) = run.gradient(&self.constants, span);
+        let (d, x_hat) = (d.first(span.n()), x_hat.first(span.n()));
+        self.d[chain] = self.d[chain] + d;
+        self.dx_hat[chain] = d.mul_add(x_hat, self.dx_hat[chain]);
+    }
+
+    #[inline(always)]
+    fn flush(&mut self) {
+        self.sums.sum += f64::from((self.d[0] + self.d[1]).sum());
+        self.sums.squares += f64::from((self.dx_hat[0] + self.dx_hat[1]).sum());
+        self.d = [Lanes::splat(0.0); 2];
+        self.dx_hat = [Lanes::splat(0.0); 2];
+        self.used = 0;
+    }
+}
+
+/// Where there are too few statistics for the threads.
+fn sum_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums: &mut [Sums]) {
+    let parts = geometry.parts();
+    let mut of_parts = vec![Sums::default(); sums.len() * parts];
+    let out = Shared::new(&mut of_parts);
+    parallel::for_each(sums.len() * parts, call.bytes, |unit| {
+        let (slab, part) = (unit / parts, unit % parts);
+        let sums = dispatch(OnePart {
+            geometry,
+            run: Run::new(call, None, None),
+            slab,
+            part,
+            constants: call.slab(slab),
+        });
+        // SAFETY: each unit sets its own.
+        unsafe { out.target() }.set(unit, sums);
+    });
+    for (sums, parts) in sums.iter_mut().zip(of_parts.chunks(parts)) {
+        parts.iter().for_each(|part| sums.add(*part));
+    }
+}
+
+/// The sums of one part.
+struct OnePart<'a, T> {
+    geometry: Geometry,
+    run: Run<'a, T>,
+    slab: usize,
+    part: usize,
+    constants: Slab,
+}
+
+impl<T: Element> Kernel for OnePart<'_, T> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> Sums {
+        part_sums::<S, T>(&self.geometry, self.run, self.slab, self.part, &self.constants)
+    }
+}
+
+/// With slabs that are complete.
+fn write_pieces<T: Element>(call: &Call<'_, T>, slabs: &[Slab]) {
+    let (shape, inner) = (call.shape, call.shape.inner());
+    let piece = inner.min(UNIT);
+    let pieces = inner.div_ceil(piece);
+    let all = shape.len() / inner * pieces;
+    let per_unit = UNIT.div_ceil(piece);
+    parallel::for_each(all.div_ceil(per_unit), call.bytes, |unit| {
+        let first = unit * per_unit;
+        // SAFETY: a unit touches its own pieces only.
+        let (dx, dresidual) = unsafe { (call.dx.map(|v| v.target()), call.dresidual.map(|v| v.target())) };
+        let last = (first + per_unit).min(all);
+        dispatch(Pieces { call, slabs, run: Run::new(call, dx, dresidual), piece, pieces, first, last });
+    });
+}
+
+/// Some pieces of runs, in the order of memory.
+struct Pieces<'a, T> {
+    call: &'a Call<'a, T>,
+    slabs: &'a [Slab],
+    run: Run<'a, T>,
+    piece: usize,
+    pieces: usize,
+    first: usize,
+    last: usize,
+}
+
+impl<T: Element> Kernel for Pieces<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (shape, inner) = (self.call.shape, self.call.shape.inner());
+        for index in self.first..self.last {
+            let (run, piece) = (index / self.pieces, index % self.pieces);
+            let segment = run / (shape.channels() * shape.outer());
+            let slab = &self.slabs[segment * shape.channels() + run % shape.channels()];
+            let len = self.piece.min(inner - piece * self.piece);
+            write::<S, T>(self.run.run(run * inner + piece * self.piece, len), &slab.splat(), len);
+        }
+        S::fence();
+    }
+}

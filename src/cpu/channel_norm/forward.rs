@@ -1,0 +1,268 @@
+use super::{
+    by_columns, columns,
+    geometry::Geometry,
+    reciprocal_std,
+    runs::{self, Finish, FirstShift, PartSums},
+    slab::Slab,
+};
+use crate::{
+    Element,
+    channel_norm::{ChannelNormForward, ForwardSource, RunningUpdate},
+    cpu::{
+        Cpu,
+        memory::{Shared, Source, Target},
+        moments::{Moments, Sums},
+        parallel,
+        params::Params,
+        simd::{Kernel, Simd, dispatch},
+    },
+    shape::ChannelShape,
+};
+
+/// Elements of a unit of work, at least.
+const UNIT: usize = 16 << 10;
+
+/// What all units of a call share.
+pub(super) struct Call<'a, T> {
+    pub(super) shape: ChannelShape,
+    /// `None`: it is in `y`.
+    pub(super) x: Option<&'a [T]>,
+    pub(super) residual: Option<&'a [T]>,
+    pub(super) y: Shared<'a, T>,
+    pub(super) params: Params<'a>,
+    pub(super) eps: f32,
+    pub(super) finish: Finish,
+    pub(super) bytes: usize,
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    /// What is normalized.
+    #[inline(always)]
+    pub(super) fn source(&self, y: Target<'a, T>) -> Source<'a, T> {
+        self.x.map_or(y.source(), Source::new)
+    }
+
+    /// The numbers of a slab.
+    #[inline(always)]
+    pub(super) fn slab(&self, slab: usize, mean: f64, rstd: f64) -> Slab {
+        let channel = slab % self.shape.channels();
+        Slab { mean, rstd, weight: self.params.weight[channel], bias: self.params.bias[channel] }
+    }
+}
+
+pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNormForward<'_, T, Cpu>) {
+    let ChannelNormForward { x, residual, y, affine, eps, activation, source } = args;
+    let tensors = 2 + usize::from(residual.is_some());
+    let bytes = tensors * shape.len() * size_of::<T>();
+    let call = Call {
+        shape,
+        x: x.map(|x| &x[..shape.len()]),
+        residual,
+        y: Shared::new(&mut y[..shape.len()]),
+        params: Params::of(&affine, shape.channels()),
+        eps,
+        finish: Finish { activation, past: x.is_some() && bytes >= parallel::STREAM },
+        bytes,
+    };
+    match source {
+        ForwardSource::Fixed(statistics) => {
+            let mean = statistics.mean.iter().map(|&mean| f64::from(mean)).collect::<Vec<_>>();
+            normalize(&call, &mean, &reciprocal_std(&statistics, eps));
+        }
+        ForwardSource::Batch { mean, rstd, running, averaged, workspace: _ } => {
+            let moments = train(&call);
+            for (out, moments) in mean.into_iter().flatten().zip(&moments) {
+                *out = moments.mean as f32;
+            }
+            for (out, moments) in rstd.into_iter().flatten().zip(&moments) {
+                *out = self::rstd(moments, eps) as f32;
+            }
+            if let Some(running) = running {
+                move_running(running, &moments, shape.per_statistic() as f64, averaged);
+            }
+        }
+    }
+}
+
+fn rstd(moments: &Moments, eps: f32) -> f64 {
+    (moments.var + f64::from(eps)).sqrt().recip()
+}
+
+/// Normalizes with statistics of the tensor itself, and gives them.
+fn train<T: Element>(call: &Call<'_, T>) -> Vec<Moments> {
+    let geometry = Geometry::new(call.shape);
+    let statistics = call.shape.statistics();
+    let mut moments = vec![Moments { mean: 0.0, var: 0.0 }; statistics];
+    let threads = parallel::threads(call.bytes);
+    // With several channels in several runs, one channel after another would not be the order of memory.
+    let one_by_one = call.shape.group() == 1 || call.shape.outer() == 1;
+    if by_columns(call.shape) {
+        columns::moments(call, &mut moments);
+    } else if one_by_one && (threads == 1 || statistics >= 2 * threads) {
+        return fused(call, geometry, moments);
+    } else {
+        moments_in_parts(call, geometry, &mut moments);
+    }
+    let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
+    let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
+    normalize(call, &mean, &rstd);
+    moments
+}
+
+/// Each statistic at a time, so that its elements are read again while they are in a cache.
+fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, mut moments: Vec<Moments>) -> Vec<Moments> {
+    let per_unit = UNIT.div_ceil(call.shape.per_statistic());
+    let statistics = moments.len();
+    let out = Shared::new(&mut moments);
+    parallel::for_each(statistics.div_ceil(per_unit), call.bytes, |unit| {
+        let first = unit * per_unit;
+        let last = (first + per_unit).min(statistics);
+        // SAFETY: a unit touches its own statistics and their elements only, which no other statistic shares.
+        let (y, moments) = unsafe { (call.y.target(), out.target()) };
+        dispatch(Fused { call, geometry, first, last, y, moments });
+    });
+    moments
+}
+
+/// Some of the statistics.
+struct Fused<'a, T> {
+    call: &'a Call<'a, T>,
+    geometry: Geometry,
+    first: usize,
+    last: usize,
+    y: Target<'a, T>,
+    moments: Target<'a, Moments>,
+}
+
+impl<T: Element> Kernel for Fused<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { call, geometry, y, .. } = self;
+        let (group, inner) = (call.shape.group(), call.shape.inner());
+        let x = call.source(y);
+        for statistic in self.first..self.last {
+            let moments = runs::moments::<S, T>(&geometry, x, statistic, call.eps);
+            self.moments.set(statistic, moments);
+            let rstd = rstd(&moments, call.eps);
+            for neighbor in 0..group {
+                let slab = call.slab(statistic * group + neighbor, moments.mean, rstd);
+                let scale = slab.scale();
+                // The last run is the one that is most likely still in a cache.
+                for outer in (0..call.shape.outer()).rev() {
+                    let start = geometry.start(statistic, outer) + neighbor * inner;
+                    let residual = call.residual.map(|v| Source::new(v).run(start, inner));
+                    let (x, y) = (x.run(start, inner), y.run(start, inner));
+                    runs::write::<S, T>(&slab, scale, call.finish, x, residual, y);
+                }
+            }
+        }
+        S::fence();
+    }
+}
+
+/// Where there are too few statistics for the threads.
+fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments: &mut [Moments]) {
+    let parts = geometry.parts();
+    // SAFETY: nobody writes it here.
+    let x = || call.source(unsafe { call.y.target() });
+    let shift = |statistic| dispatch(FirstShift { geometry, x: x(), statistic });
+    let shifts: Vec<f32> = (0..moments.len()).map(shift).collect();
+    let mut sums = vec![Sums::default(); moments.len() * parts];
+    let out = Shared::new(&mut sums);
+    parallel::for_each(moments.len() * parts, call.bytes, |unit| {
+        let (statistic, part) = (unit / parts, unit % parts);
+        let sums = dispatch(PartSums { geometry, x: x(), statistic, part, shift: Some(shifts[statistic]) });
+        // SAFETY: each unit sets its own.
+        unsafe { out.target() }.set(unit, sums);
+    });
+    for (statistic, moments) in moments.iter_mut().enumerate() {
+        let mut total = Sums::default();
+        sums[statistic * parts..][..parts].iter().for_each(|part| total.add(*part));
+        *moments = runs::moments_of(&geometry, x(), statistic, shifts[statistic], total, call.eps);
+    }
+}
+
+/// With statistics that are there.
+fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
+    if by_columns(call.shape) {
+        return columns::normalize(call, mean, rstd);
+    }
+    let (shape, inner) = (call.shape, call.shape.inner());
+    // Runs of one slab, in pieces.
+    let piece = inner.min(UNIT);
+    let pieces = inner.div_ceil(piece);
+    let runs = shape.len() / inner;
+    let per_unit = UNIT.div_ceil(piece);
+    parallel::for_each((runs * pieces).div_ceil(per_unit), call.bytes, |unit| {
+        let first = unit * per_unit;
+        let last = (first + per_unit).min(runs * pieces);
+        // SAFETY: a unit touches its own pieces only.
+        let y = unsafe { call.y.target() };
+        dispatch(Pieces { call, mean, rstd, piece, pieces, first, last, y });
+    });
+}
+
+/// Some pieces of runs, in the order of memory.
+struct Pieces<'a, T> {
+    call: &'a Call<'a, T>,
+    mean: &'a [f64],
+    rstd: &'a [f64],
+    piece: usize,
+    pieces: usize,
+    first: usize,
+    last: usize,
+    y: Target<'a, T>,
+}
+
+impl<T: Element> Kernel for Pieces<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { call, y, .. } = self;
+        let (shape, inner) = (call.shape, call.shape.inner());
+        let x = call.source(y);
+        for index in self.first..self.last {
+            let (run, piece) = (index / self.pieces, index % self.pieces);
+            let segment = run / (shape.channels() * shape.outer());
+            let index = segment * shape.channels() + run % shape.channels();
+            let statistic = index / shape.group();
+            let slab = call.slab(index, self.mean[statistic], self.rstd[statistic]);
+            let start = run * inner + piece * self.piece;
+            let len = self.piece.min(inner - piece * self.piece);
+            let residual = call.residual.map(|v| Source::new(v).run(start, len));
+            let (x, y) = (x.run(start, len), y.run(start, len));
+            runs::write::<S, T>(&slab, slab.scale(), call.finish, x, residual, y);
+        }
+        S::fence();
+    }
+}
+
+/// Moves running statistics towards those of the batch; `averaged`: towards their mean over the segments.
+fn move_running(running: RunningUpdate<'_, Cpu>, moments: &[Moments], n: f64, averaged: bool) {
+    let momentum = running.device_momentum.map_or(running.momentum, |m| m[0]);
+    let unbiased = n / (n - 1.0);
+    let move_all = |to: &mut [f32], new: &dyn Fn(&Moments) -> f64| {
+        let (len, samples) = (to.len(), moments.len() / to.len());
+        for (i, to) in to.iter_mut().enumerate() {
+            let new = match averaged {
+                true => moments[i..].iter().step_by(len).map(new).sum::<f64>() / samples as f64,
+                false => new(&moments[i]),
+            };
+            *to = moved(*to, new, momentum);
+        }
+    };
+    move_all(running.mean, &|m| m.mean);
+    move_all(running.var, &|m| m.var * unbiased);
+}
+
+/// A momentum of 0 leaves the old value alone, even where the new one is NaN.
+fn moved(old: f32, new: f64, momentum: f32) -> f32 {
+    if momentum == 0.0 {
+        return old;
+    }
+    let take = f64::from(momentum);
+    ((1.0 - take) * f64::from(old) + take * new) as f32
+}

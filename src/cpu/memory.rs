@@ -1,0 +1,249 @@
+//! Tensors as kernels see them: elements are `f32` in registers, whatever they are in memory.
+
+use core::{marker::PhantomData, slice};
+
+use super::simd::{LANES, Lanes, Simd};
+use crate::{DType, Element};
+
+/// Elements that a kernel reads; nobody writes them meanwhile but the one who reads.
+pub(super) struct Source<'a, T> {
+    from: *const T,
+    len: usize,
+    borrow: PhantomData<&'a [T]>,
+}
+
+/// Elements that one unit of work reads and writes.
+pub(super) struct Target<'a, T> {
+    to: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+/// Elements that several units of work write, each its own.
+pub(super) struct Shared<'a, T>(Target<'a, T>);
+
+macro_rules! copy {
+    ($($name:ident)*) => {$(
+        // Whatever `T` is, which a derived one would not be.
+        impl<T> Clone for $name<'_, T> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+        impl<T> Copy for $name<'_, T> {}
+    )*};
+}
+copy!(Source Target Shared);
+
+// SAFETY: it gives nothing away without a promise that units do not meet; elements themselves may cross threads.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: likewise.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(data: &'a mut [T]) -> Self {
+        Self(Target { to: data.as_mut_ptr(), len: data.len(), borrow: PhantomData })
+    }
+
+    /// # Safety
+    ///
+    /// While the result is used, nobody else writes an element that is read or written through it, or reads one that is
+    /// written.
+    pub(super) unsafe fn target(&self) -> Target<'a, T> {
+        self.0
+    }
+}
+
+/// `n <= LANES` elements from `at` on of a run of `len`: checked once for all tensors that a kernel walks along.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    at: usize,
+    n: usize,
+    len: usize,
+}
+
+impl Span {
+    #[inline(always)]
+    pub(super) fn new(at: usize, n: usize, len: usize) -> Self {
+        check(at, n, len);
+        assert!(n <= LANES);
+        Self { at, n, len }
+    }
+
+    #[inline(always)]
+    pub(super) fn n(self) -> usize {
+        self.n
+    }
+}
+
+/// Panics where `n` elements from `at` on are not all below `len`.
+#[inline(always)]
+fn check(at: usize, n: usize, len: usize) {
+    if at > len || n > len - at {
+        out_of_bounds(at, n, len);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn out_of_bounds(at: usize, n: usize, len: usize) -> ! {
+    panic!("{n} elements at {at} of {len}");
+}
+
+impl<'a, T> Source<'a, T> {
+    pub(super) fn new(data: &'a [T]) -> Self {
+        Self { from: data.as_ptr(), len: data.len(), borrow: PhantomData }
+    }
+}
+
+impl<'a, T> Source<'a, T> {
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// A run of the elements.
+    #[inline(always)]
+    pub(super) fn run(self, start: usize, len: usize) -> Self {
+        check(start, len, self.len);
+        // `wrapping` because it need not be unsafe.
+        Self { from: self.from.wrapping_add(start), len, borrow: PhantomData }
+    }
+}
+
+impl<T: Element> Source<'_, T> {
+    /// One element.
+    #[inline(always)]
+    pub(super) fn one(self, at: usize) -> f32 {
+        check(at, 1, self.len);
+        // SAFETY: it is inside.
+        unsafe { self.from.add(at).read() }.to_f32()
+    }
+
+    /// The elements of the span, zeros behind.
+    #[inline(always)]
+    pub(super) fn load<S: Simd>(self, Span { at, n, len }: Span) -> Lanes<S> {
+        check(0, len, self.len);
+        // SAFETY: the span is inside of a run that is not longer than this one; `T` is what its tag says, and any
+        // alignment will do.
+        unsafe {
+            let from = self.from.add(at);
+            match (T::DTYPE, n == LANES) {
+                (DType::F32, true) => Lanes::from_array(from.cast::<[f32; LANES]>().read_unaligned()),
+                (DType::F16, true) => Lanes(S::widen_f16(from.cast::<[u16; LANES]>().read_unaligned())),
+                (DType::BF16, true) => Lanes(S::widen_bf16(from.cast::<[u16; LANES]>().read_unaligned())),
+                (DType::F32, false) => Lanes(S::load_words(from.cast(), n)),
+                (DType::F16, false) => Lanes(S::widen_f16(S::load_halves(from.cast(), n))),
+                (DType::BF16, false) => Lanes(S::widen_bf16(S::load_halves(from.cast(), n))),
+            }
+        }
+    }
+}
+
+impl<'a, T> Target<'a, T> {
+    /// A run of the elements.
+    #[inline(always)]
+    pub(super) fn run(self, start: usize, len: usize) -> Self {
+        check(start, len, self.len);
+        Self { to: self.to.wrapping_add(start), len, borrow: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(super) fn source(self) -> Source<'a, T> {
+        Source { from: self.to, len: self.len, borrow: PhantomData }
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// Elements before the first vector that can be streamed; 0 where none will be.
+    #[inline(always)]
+    pub(super) fn head<S: Simd>(self, stream: bool) -> usize {
+        let (true, Some(align)) = (stream, S::STREAM_ALIGN) else { return 0 };
+        let align = align.min(LANES * size_of::<T>());
+        let before = self.to.addr().wrapping_neg() % align / size_of::<T>();
+        before.min(self.len).min(LANES - 1)
+    }
+}
+
+impl<T: Copy> Target<'_, T> {
+    /// Replaces one value.
+    #[inline(always)]
+    pub(super) fn set(self, at: usize, v: T) {
+        check(at, 1, self.len);
+        // SAFETY: it is inside, and of this unit alone.
+        unsafe { self.to.add(at).write(v) }
+    }
+
+    /// # Safety
+    ///
+    /// No other borrow of these elements, and no other use of this target for them, while the result lives.
+    pub(super) unsafe fn slice<'b>(self, at: usize, n: usize) -> &'b mut [T]
+    where
+        Self: 'b,
+    {
+        check(at, n, self.len);
+        // SAFETY: they are inside; the caller has promised the rest.
+        unsafe { slice::from_raw_parts_mut(self.to.add(at), n) }
+    }
+}
+
+impl<T: Element> Target<'_, T> {
+    /// Rounds as many lanes as the span has to its elements; `past` the caches where they are aligned for it.
+    #[inline(always)]
+    pub(super) fn store<S: Simd>(self, Span { at, n, len }: Span, v: Lanes<S>, past: bool) {
+        check(0, len, self.len);
+        // SAFETY: the span is inside of a run that is not longer than this one; `T` is what its tag says, and any
+        // alignment will do, but for streaming, where it has been looked at.
+        unsafe {
+            let to = self.to.add(at);
+            let align = S::STREAM_ALIGN.map_or(1, |align| align.min(LANES * size_of::<T>()));
+            if n < LANES {
+                match T::DTYPE {
+                    DType::F32 => S::store_words(to.cast(), v.0, n),
+                    DType::F16 => S::store_halves(to.cast(), S::narrow_f16(v.0), n),
+                    DType::BF16 => S::store_halves(to.cast(), S::narrow_bf16(v.0), n),
+                }
+            } else if past && to.addr().is_multiple_of(align) {
+                match T::DTYPE {
+                    DType::F32 => S::stream_words(to.cast(), v.0),
+                    DType::F16 => S::stream_halves(to.cast(), S::narrow_f16(v.0)),
+                    DType::BF16 => S::stream_halves(to.cast(), S::narrow_bf16(v.0)),
+                }
+            } else {
+                match T::DTYPE {
+                    DType::F32 => to.cast::<[f32; LANES]>().write_unaligned(v.to_array()),
+                    DType::F16 => to.cast::<[u16; LANES]>().write_unaligned(S::narrow_f16(v.0)),
+                    DType::BF16 => to.cast::<[u16; LANES]>().write_unaligned(S::narrow_bf16(v.0)),
+                }
+            }
+        }
+    }
+}
+
+/// Runs the body for the spans of a run: all of them full but the last and, where `head` is not 0, the first.
+///
+/// A macro because a closure that the compiler does not inline is not compiled for the instruction set.
+macro_rules! for_spans {
+    ($len:expr, $head:expr, |$span:ident| $body:block) => {{
+        use $crate::cpu::{memory::Span, simd::LANES};
+        let (len, head): (usize, usize) = ($len, $head);
+        let mut at = 0;
+        if head > 0 {
+            let $span = Span::new(0, head, len);
+            $body;
+            at = head;
+        }
+        while len - at >= LANES {
+            let $span = Span::new(at, LANES, len);
+            $body;
+            at += LANES;
+        }
+        if at < len {
+            let $span = Span::new(at, len - at, len);
+            $body;
+        }
+    }};
+}
+pub(super) use for_spans;

@@ -1,0 +1,32 @@
+//! The division of work among threads.
+//!
+//! What is added up, and in which order, follows from the shape alone: units of work are fixed, and each has a place of
+//! its own for its results. How many threads there are decides only who runs which unit.
+
+use rayon::prelude::*;
+
+/// Bytes that a call moves from which on it is worth to wake other threads. A guess: waking them takes 4 to 15 us, in
+/// which one thread moves as much.
+const WORTH_THREADS: usize = 512 << 10;
+
+/// Bytes read and written from which on results are written past the caches. With a last cache of 32 MiB, one thread of
+/// AMD Zen 5 and a BatchNorm in f32: 51 MB take 1.24 ms instead of 1.79, but 13 MB 0.26 instead of 0.20.
+pub(super) const STREAM: usize = 16 << 20;
+
+/// Ranges of units handed out per thread: more than one, so that a thread that is late does not hold up the others.
+const RANGES_PER_THREAD: usize = 4;
+
+/// Threads of the pool that the call runs in.
+pub(super) fn threads(bytes: usize) -> usize {
+    if bytes < WORTH_THREADS { 1 } else { rayon::current_num_threads() }
+}
+
+/// Calls `unit` with each of `0..units`, on several threads where `bytes` are worth it.
+pub(super) fn for_each(units: usize, bytes: usize, unit: impl Fn(usize) + Sync + Send) {
+    let threads = threads(bytes);
+    if units < 2 || threads < 2 {
+        return (0..units).for_each(unit);
+    }
+    let at_least = units.div_ceil(threads * RANGES_PER_THREAD);
+    (0..units).into_par_iter().with_min_len(at_least).for_each(unit);
+}

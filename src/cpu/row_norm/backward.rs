@@ -1,0 +1,257 @@
+use super::{Place, as_long, splat};
+use crate::{
+    Element,
+    cpu::{
+        Cpu,
+        memory::{Shared, Source, Span, Target, for_spans},
+        moments::CHAIN,
+        parallel,
+        params::{Params, store_grads},
+        simd::{Kernel, LANES, Lanes, Simd, dispatch},
+        totals::Totals,
+    },
+    row_norm::RowNormBackward,
+    shape::RowShape,
+};
+
+/// Rows whose gradients of weight and bias are added up in `f32`, at most: rounding errors grow with it.
+const MAX_ROWS: usize = 64;
+
+/// Units of work where rows are enough for them; each writes sums for all columns, which costs as much as some rows.
+const UNITS: usize = 64;
+const MIN_ROWS: usize = 16;
+
+/// Longer rows are worked on one at a time: four of them do not fit a cache of the second level.
+const LONG_ROW: usize = 16 << 10;
+
+/// What all units of a call share.
+struct Call<'a, T> {
+    shape: RowShape,
+    x: (&'a [T], Place),
+    dy: (&'a [T], Place),
+    dh: Option<(&'a [T], Place)>,
+    weight: &'a [f32],
+    /// `None` for RMSNorm.
+    mean: Option<&'a [f32]>,
+    rstd: &'a [f32],
+    dx: Option<(Shared<'a, T>, Place)>,
+    sums_wanted: bool,
+    stream: bool,
+}
+
+pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackward<'_, T, Cpu>) {
+    let RowNormBackward { x, dy, dh, affine, weight_offset, mean, rstd, dx, grads, accumulate, workspace: _ } =
+        args;
+    let place = |stride| Place { shape, stride };
+    let params = Params::of(&affine, shape.cols()).offset(weight_offset, &affine);
+    let bytes = (2 + usize::from(dx.is_some())) * shape.len() * size_of::<T>();
+    let call = Call {
+        shape,
+        x: (x.data, place(x.stride)),
+        dy: (dy.data, place(dy.stride)),
+        dh: dh.map(|v| (v.data, place(v.stride))),
+        weight: &params.weight,
+        mean,
+        rstd,
+        dx: dx.map(|v| (Shared::new(v.data), place(v.stride))),
+        sums_wanted: !grads.is_none(),
+        stream: bytes >= parallel::STREAM,
+    };
+    // No rows are no reason to look for the first one's elements.
+    let rows = if shape.is_empty() { 0 } else { shape.rows() };
+    let per_unit = rows.div_ceil(UNITS).clamp(MIN_ROWS, MAX_ROWS).next_multiple_of(4);
+    let units = rows.div_ceil(per_unit);
+    let mut totals = Totals::new(if call.sums_wanted { units } else { 0 }, 2 * shape.cols());
+    let sums = totals.shared();
+    parallel::for_each(units, bytes, |unit| {
+        let first = unit * per_unit;
+        let last = (first + per_unit).min(rows);
+        // SAFETY: a unit touches its own rows and its own sums only, and no two rows share an element.
+        let (dx, sums) = unsafe { (call.dx.as_ref().map(|dx| dx.0.target()), sums.target()) };
+        let sums = if call.sums_wanted { sums.run(unit * 2 * shape.cols(), 2 * shape.cols()) } else { sums };
+        dispatch(Unit { call: &call, first, last, dx, sums });
+    });
+    if call.sums_wanted {
+        let sums = totals.add_up(0..units);
+        store_grads(grads, |col| sums[col], |col| sums[shape.cols() + col], accumulate);
+    }
+}
+
+/// Some of the rows.
+struct Unit<'a, T> {
+    call: &'a Call<'a, T>,
+    first: usize,
+    last: usize,
+    dx: Option<Target<'a, T>>,
+    /// Gradients of weights, then of biases, over these rows.
+    sums: Target<'a, f32>,
+}
+
+impl<T: Element> Kernel for Unit<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let mut row = self.first;
+        if S::ROWS == 4 && self.call.shape.cols() <= LONG_ROW {
+            while row + 4 <= self.last {
+                self.rows::<S, 4>(row);
+                row += 4;
+            }
+        }
+        while row < self.last {
+            self.rows::<S, 1>(row);
+            row += 1;
+        }
+        S::fence();
+    }
+}
+
+/// The numbers of several rows.
+#[inline(always)]
+fn numbers<const R: usize>(of: &[f32], row: usize) -> [f32; R] {
+    let mut all = [0.0; R];
+    all.copy_from_slice(&of[row..row + R]);
+    all
+}
+
+/// Sums over a row of `g = dy * weight` and of `g * x_hat`.
+#[derive(Clone, Copy, Default)]
+struct RowSums {
+    g: f64,
+    gx: f64,
+}
+
+/// The rows at hand.
+struct Rows<'a, S: Simd, T, const R: usize> {
+    x: [Source<'a, T>; R],
+    dy: [Source<'a, T>; R],
+    mean: [Lanes<S>; R],
+    rstd: [Lanes<S>; R],
+}
+
+impl<S: Simd, T: Element, const R: usize> Rows<'_, S, T, R> {
+    /// Some of the columns.
+    #[inline(always)]
+    fn run(&self, start: usize, len: usize) -> Self {
+        Self { x: self.x.map(|x| x.run(start, len)), dy: self.dy.map(|dy| dy.run(start, len)), ..*self }
+    }
+
+    /// `x_hat` and `dy` of row `r`.
+    #[inline(always)]
+    fn load(&self, r: usize, span: Span) -> (Lanes<S>, Lanes<S>) {
+        ((self.x[r].load(span) - self.mean[r]) * self.rstd[r], self.dy[r].load(span))
+    }
+}
+
+impl<T: Element> Unit<'_, T> {
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&self, row: usize) {
+        let call = self.call;
+        let rows: Rows<'_, S, T, R> = Rows {
+            x: call.x.1.rows(Source::new(call.x.0), row),
+            dy: call.dy.1.rows(Source::new(call.dy.0), row),
+            mean: splat(match call.mean {
+                Some(mean) => numbers(mean, row),
+                None => [0.0; R],
+            }),
+            rstd: splat(numbers(call.rstd, row)),
+        };
+        let sums = match (call.sums_wanted, self.dx.is_some()) {
+            (true, _) => self.sums::<S, R, true>(&rows),
+            (false, true) => self.sums::<S, R, false>(&rows),
+            (false, false) => return,
+        };
+        let Some(dx) = self.dx else { return };
+        let n = call.shape.cols() as f64;
+        let centered = call.mean.is_some();
+        let mean_g = splat(sums.map(|sums| if centered { (sums.g / n) as f32 } else { 0.0 }));
+        let mean_gx = splat(sums.map(|sums| (-sums.gx / n) as f32));
+        self.write(row, &rows, dx, mean_g, mean_gx);
+    }
+
+    /// Sums over each row; and, where they are `WANTED`, over rows per column.
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize, const WANTED: bool>(&self, rows: &Rows<'_, S, T, R>) -> [RowSums; R] {
+        let cols = self.call.shape.cols();
+        let weight = Source::new(self.call.weight);
+        let to_weight = self.sums.run(0, if WANTED { cols } else { 0 });
+        let to_bias = self.sums.run(to_weight.len(), to_weight.len());
+        let mut sums = [RowSums::default(); R];
+        let mut start = 0;
+        while start < cols {
+            let len = (cols - start).min(CHAIN * LANES);
+            let weight = weight.run(start, len);
+            let part = if WANTED { start..start + len } else { 0..0 };
+            let (to_weight, to_bias) =
+                (to_weight.run(part.start, part.len()), to_bias.run(part.start, part.len()));
+            let rows = rows.run(start, len);
+            let (mut g_sums, mut gx_sums) = ([Lanes::<S>::splat(0.0); R], [Lanes::<S>::splat(0.0); R]);
+            for_spans!(len, 0, |span| {
+                let weight = weight.load(span);
+                let (mut dweight, mut dbias) = match WANTED {
+                    true => (to_weight.source().load(span), to_bias.source().load(span)),
+                    false => (weight, weight),
+                };
+                for r in 0..R {
+                    // Behind the end there are zeros, whose product with an infinity would not be one.
+                    let (x_hat, dy) = rows.load(r, span);
+                    let x_hat = x_hat.first(span.n());
+                    if WANTED {
+                        dweight = dy.mul_add(x_hat, dweight);
+                        dbias = dbias + dy;
+                    }
+                    let g = dy * weight;
+                    g_sums[r] = g_sums[r] + g;
+                    gx_sums[r] = g.mul_add(x_hat, gx_sums[r]);
+                }
+                if WANTED {
+                    to_weight.store(span, dweight, false);
+                    to_bias.store(span, dbias, false);
+                }
+            });
+            for r in 0..R {
+                sums[r].g += f64::from(g_sums[r].sum());
+                sums[r].gx += f64::from(gx_sums[r].sum());
+            }
+            start += len;
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn write<S: Simd, const R: usize>(
+        &self,
+        row: usize,
+        rows: &Rows<'_, S, T, R>,
+        dx: Target<'_, T>,
+        mean_g: [Lanes<S>; R],
+        minus_mean_gx: [Lanes<S>; R],
+    ) {
+        let Some((_, place)) = self.call.dx else { return };
+        let (cols, past) = (self.call.shape.cols(), self.call.stream);
+        let rows = rows.run(0, cols);
+        let mut dx = place.rows_mut::<T, R>(dx, row);
+        for dx in &mut dx {
+            *dx = dx.run(0, cols);
+        }
+        let dh = match self.call.dh {
+            Some((dh, place)) => Some(as_long(place.rows::<T, R>(Source::new(dh), row), 0, cols)),
+            None => None,
+        };
+        let weight = Source::new(self.call.weight).run(0, cols);
+        for_spans!(cols, dx[0].head::<S>(past), |span| {
+            let weight = weight.load(span);
+            for r in 0..R {
+                let (x_hat, dy) = rows.load(r, span);
+                let g = (dy * weight) - mean_g[r];
+                let moved = x_hat.mul_add(minus_mean_gx[r], g);
+                let v = match &dh {
+                    Some(dh) => moved.mul_add(rows.rstd[r], dh[r].load(span)),
+                    None => moved * rows.rstd[r],
+                };
+                dx[r].store(span, v, past);
+            }
+        });
+    }
+}

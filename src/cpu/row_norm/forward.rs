@@ -1,0 +1,321 @@
+use super::{Place, as_long, splat};
+use crate::{
+    Element,
+    cpu::{
+        Cpu,
+        memory::{Shared, Source, Span, Target, for_spans},
+        moments::{CHAIN, Chains, Moments, Sums},
+        parallel,
+        params::Params,
+        simd::{Kernel, LANES, Lanes, Simd, dispatch},
+    },
+    row_norm::{RowNormForward, RowSum},
+    shape::RowShape,
+};
+
+/// Elements of a unit of work, at least.
+const UNIT: usize = 16 << 10;
+
+/// Longer rows are worked on one at a time: four of them do not fit a cache of the second level.
+const LONG_ROW: usize = 16 << 10;
+
+/// What all units of a call share.
+struct Call<'a, T> {
+    shape: RowShape,
+    /// `None`: it is in `y`.
+    x: Option<(&'a [T], Place)>,
+    y: (Shared<'a, T>, Place),
+    sum: Option<SumOf<'a, T>>,
+    params: Params<'a>,
+    eps: f32,
+    rms: bool,
+    mean: Option<Shared<'a, f32>>,
+    rstd: Option<Shared<'a, f32>>,
+    stream: bool,
+}
+
+/// What is added to `x`, and the sum.
+struct SumOf<'a, T> {
+    /// `None`: it is in `h`.
+    residual: Option<(&'a [T], Place)>,
+    h: (Shared<'a, T>, Place),
+}
+
+pub(in crate::cpu) fn forward<T: Element>(shape: RowShape, args: RowNormForward<'_, T, Cpu>) {
+    let RowNormForward { x, y, sum, affine, eps, weight_offset, rms, mean, rstd } = args;
+    let place = |stride| Place { shape, stride };
+    let bytes = 2 * shape.len() * size_of::<T>();
+    let call = Call {
+        shape,
+        stream: x.is_some() && bytes >= parallel::STREAM,
+        x: x.map(|x| (x.data, place(x.stride))),
+        y: (Shared::new(y.data), place(y.stride)),
+        sum: sum.map(|RowSum { residual, h }| SumOf {
+            residual: residual.map(|v| (v.data, place(v.stride))),
+            h: (Shared::new(h.data), place(h.stride)),
+        }),
+        params: Params::of(&affine, shape.cols()).offset(weight_offset, &affine),
+        eps,
+        rms,
+        mean: mean.map(Shared::new),
+        rstd: rstd.map(Shared::new),
+    };
+    let rows = UNIT.div_ceil(shape.cols());
+    parallel::for_each(shape.rows().div_ceil(rows), bytes, |unit| {
+        let first = unit * rows;
+        let last = (first + rows).min(shape.rows());
+        // SAFETY: a unit touches its own rows only, and no two rows share an element.
+        let unit = unsafe { Unit::new(&call, first, last) };
+        dispatch(unit);
+    });
+}
+
+/// Some of the rows.
+struct Unit<'a, T> {
+    call: &'a Call<'a, T>,
+    first: usize,
+    last: usize,
+    y: Target<'a, T>,
+    h: Option<Target<'a, T>>,
+    mean: Option<Target<'a, f32>>,
+    rstd: Option<Target<'a, f32>>,
+}
+
+impl<'a, T> Unit<'a, T> {
+    /// # Safety
+    ///
+    /// No other unit works on these rows at the same time.
+    unsafe fn new(call: &'a Call<'a, T>, first: usize, last: usize) -> Self {
+        // SAFETY: as promised.
+        unsafe {
+            Self {
+                call,
+                first,
+                last,
+                y: call.y.0.target(),
+                h: call.sum.as_ref().map(|sum| sum.h.0.target()),
+                mean: call.mean.as_ref().map(|v| v.target()),
+                rstd: call.rstd.as_ref().map(|v| v.target()),
+            }
+        }
+    }
+}
+
+impl<T: Element> Kernel for Unit<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let mut row = self.first;
+        if S::ROWS == 4 && self.call.shape.cols() <= LONG_ROW {
+            while row + 4 <= self.last {
+                self.rows::<S, 4>(row);
+                row += 4;
+            }
+        }
+        while row < self.last {
+            self.rows::<S, 1>(row);
+            row += 1;
+        }
+        S::fence();
+    }
+}
+
+/// How a row is normalized: `((x - high) * rstd + low) * weight + bias`.
+///
+/// `low` makes up for what the mean loses as an `f32`; it is 0 where all elements are equal, and `y` the bias.
+#[derive(Clone, Copy)]
+struct Scale {
+    high: f32,
+    rstd: f32,
+    low: f32,
+}
+
+impl<T: Element> Unit<'_, T> {
+    /// `R` rows at a time have chains of operations that do not wait for one another, and weights are read once.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&self, row: usize) {
+        self.add_residual::<S>(row, R);
+        let x = self.source::<R>(row);
+        let moments = self.moments::<S, R>(x);
+        let rstd = moments.map(|m| (m.var + f64::from(self.call.eps)).sqrt().recip());
+        for r in 0..R {
+            self.mean.inspect(|mean| mean.set(row + r, moments[r].mean as f32));
+            self.rstd.inspect(|out| out.set(row + r, rstd[r] as f32));
+        }
+        if rstd.iter().any(|v| (v.is_finite() && *v != 0.0) && !(1e-30..1e30).contains(v)) {
+            for r in 0..R {
+                self.write_exact(x[r], row + r, moments[r].mean, rstd[r]);
+            }
+            return;
+        }
+        let scales = core::array::from_fn(|r| {
+            let high = moments[r].mean as f32;
+            let low = (f64::from(high) - moments[r].mean) * rstd[r];
+            Scale { high, rstd: rstd[r] as f32, low: if self.call.rms { 0.0 } else { low as f32 } }
+        });
+        self.write::<S, R>(x, row, scales);
+    }
+
+    /// What is normalized.
+    #[inline(always)]
+    fn source<const R: usize>(&self, row: usize) -> [Source<'_, T>; R] {
+        match (&self.call.sum, self.h, self.call.x) {
+            (Some(sum), Some(h), _) => sum.h.1.rows(h.source(), row),
+            (_, _, Some((x, place))) => place.rows(Source::new(x), row),
+            _ => self.call.y.1.rows(self.y.source(), row),
+        }
+    }
+
+    /// Rounds the sums of `x` and the residual to `h`.
+    #[inline(always)]
+    fn add_residual<S: Simd>(&self, first: usize, rows: usize) {
+        let (Some(sum), Some(h)) = (&self.call.sum, self.h) else { return };
+        for row in first..first + rows {
+            let [h] = sum.h.1.rows_mut(h, row);
+            let [x] = match self.call.x {
+                Some((x, place)) => place.rows(Source::new(x), row),
+                None => self.call.y.1.rows(self.y.source(), row),
+            };
+            let residual =
+                sum.residual.map_or(h.source(), |(v, place)| place.rows::<T, 1>(Source::new(v), row)[0]);
+            // In f32 the sum of two 16-bit values has digits enough to be rounded once more without harm.
+            for_spans!(self.call.shape.cols(), 0, |span| {
+                h.store(span, x.load::<S>(span) + residual.load(span), false);
+            });
+        }
+    }
+
+    #[inline(always)]
+    fn moments<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R]) -> [Moments; R] {
+        let (n, eps, rms) = (self.call.shape.cols() as f64, self.call.eps, self.call.rms);
+        let shifts = x.map(|x| if rms { 0.0 } else { x.one(0) });
+        let sums = match rms {
+            true => self.sums::<S, R, true>(x, shifts),
+            false => self.sums::<S, R, false>(x, shifts),
+        };
+        core::array::from_fn(|r| {
+            let found = Moments::of(sums[r], shifts[r], n, eps);
+            found.unwrap_or_else(|| self.moments_again(x[r], shifts[r], sums[r]))
+        })
+    }
+
+    /// Where the first element was no good shift: with the mean that it gave.
+    #[cold]
+    #[inline(never)]
+    fn moments_again(&self, x: Source<'_, T>, shift: f32, sums: Sums) -> Moments {
+        let (cols, eps) = (self.call.shape.cols(), self.call.eps);
+        let n = cols as f64;
+        if self.call.rms {
+            let squares = (0..cols).map(|i| f64::from(x.one(i)).powi(2));
+            return Moments { mean: 0.0, var: squares.sum::<f64>() / n };
+        }
+        let shift = (f64::from(shift) + sums.sum / n) as f32;
+        let sums = dispatch(Again { unit: self, x, shift });
+        Moments::of(sums, shift, n, eps).unwrap_or_else(|| Moments::exact(n, (0..cols).map(|i| x.one(i))))
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd, const R: usize, const RMS: bool>(
+        &self,
+        x: [Source<'_, T>; R],
+        shifts: [f32; R],
+    ) -> [Sums; R] {
+        let cols = self.call.shape.cols();
+        let x = as_long(x, 0, cols);
+        let shifts = splat::<S, R>(shifts);
+        let mut sums = [Sums::default(); R];
+        let mut at = 0;
+        while at < cols {
+            let end = (at + 2 * CHAIN * LANES).min(cols);
+            let mut chains = [Chains::<S>::new(); R];
+            while at + 2 * LANES <= end {
+                push::<S, T, R, RMS>(&mut chains, 0, x, shifts, Span::new(at, LANES, cols));
+                push::<S, T, R, RMS>(&mut chains, 1, x, shifts, Span::new(at + LANES, LANES, cols));
+                at += 2 * LANES;
+            }
+            if at + LANES <= end {
+                push::<S, T, R, RMS>(&mut chains, 0, x, shifts, Span::new(at, LANES, cols));
+                at += LANES;
+            }
+            if at < end {
+                push::<S, T, R, RMS>(&mut chains, 1, x, shifts, Span::new(at, end - at, cols));
+                at = end;
+            }
+            for r in 0..R {
+                sums[r].add(chains[r].sums());
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn write<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R], row: usize, scales: [Scale; R]) {
+        let cols = self.call.shape.cols();
+        let x = as_long(x, 0, cols);
+        let mut y = self.call.y.1.rows_mut::<T, R>(self.y, row);
+        for y in &mut y {
+            *y = y.run(0, cols);
+        }
+        let weight = Source::new(&self.call.params.weight).run(0, cols);
+        let bias = Source::new(&self.call.params.bias).run(0, cols);
+        let high = splat::<S, R>(scales.map(|s| s.high));
+        let rstd = splat::<S, R>(scales.map(|s| s.rstd));
+        let low = splat::<S, R>(scales.map(|s| s.low));
+        let past = self.call.stream;
+        for_spans!(cols, y[0].head::<S>(past), |span| {
+            let (weight, bias) = (weight.load(span), bias.load(span));
+            for r in 0..R {
+                let x_hat = (x[r].load::<S>(span) - high[r]).mul_add(rstd[r], low[r]);
+                y[r].store(span, x_hat.mul_add(weight, bias), past);
+            }
+        });
+    }
+
+    /// For a `rstd` that is no proper `f32`.
+    #[cold]
+    #[inline(never)]
+    fn write_exact(&self, x: Source<'_, T>, row: usize, mean: f64, rstd: f64) {
+        let to = self.call.y.1.of(row);
+        let (weight, bias) = (&self.call.params.weight, &self.call.params.bias);
+        for (at, (weight, bias)) in weight.iter().zip(bias.iter()).enumerate() {
+            let x_hat = (f64::from(x.one(at)) - mean) * rstd;
+            self.y.set(to + at, T::from_f64(x_hat * f64::from(*weight) + f64::from(*bias)));
+        }
+    }
+}
+
+/// Adds a vector of each row to a chain.
+#[inline(always)]
+fn push<S: Simd, T: Element, const R: usize, const RMS: bool>(
+    chains: &mut [Chains<S>; R],
+    chain: usize,
+    x: [Source<'_, T>; R],
+    shifts: [Lanes<S>; R],
+    span: Span,
+) {
+    for r in 0..R {
+        let v = x[r].load::<S>(span);
+        if RMS {
+            chains[r].push_square(chain, v);
+        } else {
+            chains[r].push(chain, (v - shifts[r]).first(span.n()));
+        }
+    }
+}
+
+/// The sums of one row once more.
+struct Again<'a, T> {
+    unit: &'a Unit<'a, T>,
+    x: Source<'a, T>,
+    shift: f32,
+}
+
+impl<T: Element> Kernel for Again<'_, T> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> Sums {
+        self.unit.sums::<S, 1, false>([self.x], [self.shift])[0]
+    }
+}

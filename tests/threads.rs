@@ -1,0 +1,69 @@
+//! The bits of the CPU's results do not depend on how many threads there are.
+
+use rayon::ThreadPoolBuilder;
+use warpnorm::{
+    Cpu, DType, Element, Layout,
+    half::{bf16, f16},
+};
+
+use crate::support::{
+    data::{
+        batch_norm_eval, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, with_residual,
+    },
+    describe, expect_same_bits, outputs,
+    problem::Problem,
+    run::Options,
+};
+
+/// Large enough for several threads, with parts in every direction that work is divided in.
+fn problems() -> Vec<Problem> {
+    use Layout::{ChannelsFirst as First, ChannelsLast as Last};
+    let mut all = vec![
+        layer_norm(&[3000, 67], 1, 1),
+        layer_norm(&[5, 40_001], 1, 2),
+        rms_norm(&[900, 300], 1, 3),
+        batch_norm_train(&[300, 1000], First, 4),
+        batch_norm_train(&[7000, 41], First, 5),
+        batch_norm_train(&[3, 2, 50_000], First, 6),
+        batch_norm_train(&[40, 33, 201], First, 7),
+        batch_norm_train(&[40, 201, 33], Last, 8),
+        batch_norm_train(&[9, 10_000, 3], Last, 9),
+        batch_norm_eval(&[40, 33, 201], First, 10),
+        batch_norm_eval(&[40, 201, 33], Last, 11),
+        group_norm(&[5, 24, 2500], First, 3, 12),
+        group_norm(&[5, 2500, 24], Last, 3, 13),
+        instance_norm(&[30, 5, 2000], First, 14),
+        instance_norm(&[30, 2000, 5], Last, 15),
+    ];
+    all.push(with_residual(all[6].clone(), 16));
+    all
+}
+
+fn any_number_of_threads_gives_the_same_bits<T: Element>() {
+    for problem in problems() {
+        let problem = problem.rounded(T::DTYPE, DType::F32);
+        let with = |threads: usize| {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| outputs::<T, _>(&Cpu, &problem, &Options::default()))
+        };
+        let alone = with(1);
+        for threads in [2, 3, 7] {
+            expect_same_bits(&format!("{}, {threads} threads", describe(&problem)), &with(threads), &alone);
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_f32() {
+    any_number_of_threads_gives_the_same_bits::<f32>();
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_f16() {
+    any_number_of_threads_gives_the_same_bits::<f16>();
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_bf16() {
+    any_number_of_threads_gives_the_same_bits::<bf16>();
+}
