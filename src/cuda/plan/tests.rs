@@ -73,7 +73,7 @@ fn check_row_plan(plan: &RowPlan, call: &RowCall, device: &DeviceLimits) {
     assert!(plan.lanes.is_power_of_two() && plan.threads.is_power_of_two(), "{plan:?}");
     assert!(plan.lanes <= plan.threads && (WARP..=HELD_THREADS).contains(&plan.threads), "{plan:?}");
     if plan.folds {
-        let resident = device.sms * plan.per_sm(call.direction, &device);
+        let resident = device.sms * plan.per_sm(call.direction, device);
         assert!(plan.parts * plan.cluster <= resident, "{plan:?}");
     }
     assert!(plan.strategy != RowStrategy::WarpPerRow || plan.lanes <= WARP && cols <= WARP_ROW, "{plan:?}");
