@@ -39,7 +39,10 @@ fn channel_norms_move_what_their_strategy_may() {
             "apply" => check(row, &Most { dram: 1.02, raw: 1.4 }),
             _ => {}
         }
-        assert_eq!(row.launches, 1, "{row:?}");
+        // Sums over several segments may take another launch, but not where the chip holds what is needed twice.
+        let more = row.kernels.contains("fold_params") || row.kernels.contains("running");
+        assert!(!more || row.strategy == "Wave", "{row:?}");
+        assert_eq!(row.launches, 1 + usize::from(more), "{row:?}");
     }
 }
 
