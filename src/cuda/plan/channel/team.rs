@@ -206,7 +206,8 @@ impl TeamOrder {
                     let bytes = walk.shape.len() * dtype.size();
                     let folds = match join {
                         Join::Alone => ends_together(teams, resident, bytes),
-                        Join::Cluster => false, // no one guarantees that all are resident
+                        // Clusters lie within groups of SMs, of which they may leave almost half idle.
+                        Join::Cluster => teams * size <= resident / 2,
                         Join::Grid => true,
                     };
                     all.push(ChannelTeam {
