@@ -12,6 +12,7 @@ mod elements;
 mod emulator;
 mod errors;
 mod every_op;
+mod extremes;
 mod fold;
 mod fused;
 mod golden;

@@ -203,8 +203,9 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
     let of_channel = |channel: usize| sums.iter().skip(channel).step_by(shape.channels());
     store_grads(
         grads,
-        |channel| of_channel(channel).map(|sums| sums.squares).sum(),
-        |channel| of_channel(channel).map(|sums| sums.sum).sum(),
+        // Not `sum`, which is -0 of nothing.
+        |channel| of_channel(channel).fold(0.0, |total, sums| total + sums.squares),
+        |channel| of_channel(channel).fold(0.0, |total, sums| total + sums.sum),
         args.accumulate,
     );
 }

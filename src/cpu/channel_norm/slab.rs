@@ -31,7 +31,9 @@ impl Slab {
     pub(super) fn scale(&self) -> Option<Scale> {
         let factor = self.rstd * f64::from(self.weight);
         let high = self.mean as f32;
-        let term = f64::from(self.bias) + (f64::from(high) - self.mean) * factor;
+        // Nothing to make up for stays nothing where the factor is infinite, and where the mean is.
+        let low = if f64::from(high) == self.mean { 0.0 } else { (f64::from(high) - self.mean) * factor };
+        let term = f64::from(self.bias) + low;
         let size = factor.abs();
         let fits = size == 0.0 || !size.is_finite() || (1e-30..1e30).contains(&size);
         fits.then_some(Scale { high, factor: factor as f32, term: term as f32 })

@@ -131,6 +131,12 @@ struct Scale {
     low: f32,
 }
 
+/// Whether an `f32` has too few digits for it.
+#[inline(always)]
+fn is_extreme(rstd: &f64) -> bool {
+    rstd.is_finite() && *rstd != 0.0 && !(1e-30..1e30).contains(rstd)
+}
+
 impl<T: Element> Unit<'_, T> {
     /// `R` rows at a time have chains of operations that do not wait for one another, and weights are read once.
     #[inline(always)]
@@ -143,18 +149,22 @@ impl<T: Element> Unit<'_, T> {
             self.mean.inspect(|mean| mean.set(row + r, moments[r].mean as f32));
             self.rstd.inspect(|out| out.set(row + r, rstd[r] as f32));
         }
-        if rstd.iter().any(|v| (v.is_finite() && *v != 0.0) && !(1e-30..1e30).contains(v)) {
-            for r in 0..R {
-                self.write_exact(x[r], row + r, moments[r].mean, rstd[r]);
-            }
-            return;
-        }
-        let scales = core::array::from_fn(|r| {
+        let scales: [Scale; R] = core::array::from_fn(|r| {
             let high = moments[r].mean as f32;
             let low = (f64::from(high) - moments[r].mean) * rstd[r];
             Scale { high, rstd: rstd[r] as f32, low: if self.call.rms { 0.0 } else { low as f32 } }
         });
-        self.write::<S, R>(x, row, scales);
+        if !rstd.iter().any(is_extreme) {
+            return self.write::<S, R>(x, row, scales);
+        }
+        // Each row as it would be alone: its bits do not depend on those beside it.
+        for r in 0..R {
+            if is_extreme(&rstd[r]) {
+                self.write_exact(x[r], row + r, moments[r].mean, rstd[r]);
+            } else {
+                self.write::<S, 1>([x[r]], row + r, [scales[r]]);
+            }
+        }
     }
 
     /// What is normalized.

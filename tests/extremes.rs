@@ -1,0 +1,45 @@
+//! Factors at the ends of what `f32` holds, and what stands beside them.
+
+use warpnorm::{Affine, BatchNorm, Cpu, Element, LayerNorm, RunningStats, Tensor};
+
+use crate::support::{on_every_backend, run::Sliced};
+
+on_every_backend!(a_running_variance_of_zero_makes_infinities);
+
+fn a_running_variance_of_zero_makes_infinities<T: Element, B: Sliced>(on: &B) {
+    // Of infinite factors only those of equal values are not numbers, whether `f32` holds the mean or only almost.
+    let values = [-2.0_f32, 1.0, 1.0, 5.0].map(T::from_f32);
+    for dims in [[4, 1], [1, 4]] {
+        let x = Tensor::from_slice(on, &values, &dims).unwrap();
+        let channels = dims[1];
+        let running = RunningStats {
+            mean: Tensor::from_slice(on, &vec![1.0; channels], &[channels]).unwrap(),
+            var: Tensor::from_slice(on, &vec![0.0; channels], &[channels]).unwrap(),
+            batches: 1,
+        };
+        let y = BatchNorm::new(channels).eps(0.0).forward_eval(on, &x, Affine::None, &running).unwrap();
+        let y: Vec<f32> = y.to_vec(on).unwrap().into_iter().map(Element::to_f32).collect();
+        assert_eq!([y[0], y[3]], [f32::NEG_INFINITY, f32::INFINITY], "{dims:?}: {y:?}");
+        assert!(y[1].is_nan() && y[2].is_nan(), "{dims:?}: {y:?}");
+    }
+}
+
+#[test]
+fn a_huge_row_leaves_the_bits_of_its_neighbors_alone() {
+    let (rows, cols) = (7, 53);
+    let value = |i: usize| (i as f32 * 0.37).sin();
+    let mut x: Vec<f32> = (0..rows * cols).map(value).collect();
+    for huge in &mut x[2 * cols..3 * cols] {
+        *huge *= 1e33;
+    }
+    let normalized = |x: &[f32]| {
+        let x = Tensor::from_slice(&Cpu, x, &[x.len() / cols, cols]).unwrap();
+        LayerNorm::new(cols).forward(&Cpu, &x, Affine::None).unwrap().y.to_vec(&Cpu).unwrap()
+    };
+    let together = normalized(&x);
+    assert!(together.iter().all(|v| v.is_finite()));
+    for (row, together) in together.chunks(cols).enumerate() {
+        let alone = normalized(&x[row * cols..(row + 1) * cols]);
+        assert_eq!(alone, together, "row {row}");
+    }
+}
