@@ -48,9 +48,11 @@ const WORKSPACE_CASES: [(DType, usize); 5] =
 /// that hold a part of the device, such as a collective of several GPUs that runs meanwhile. So: where there is room
 /// all the same, and where the tensor is so small that launches are most of the time. (The bounds are guesses.)
 fn ends_together(blocks: usize, resident: usize, tensor_bytes: usize) -> bool {
-    const SMALL: usize = 1 << 20;
-    blocks <= resident / 2 || blocks <= resident && tensor_bytes <= SMALL
+    blocks <= resident / 2 || blocks <= resident && tensor_bytes <= SMALL_TENSOR
 }
+
+/// Bytes of a tensor up to which a call is one launch.
+const SMALL_TENSOR: usize = 1 << 20;
 
 /// A plan of either family.
 #[allow(clippy::large_enum_variant)] // a value to look at, of which there is one at a time

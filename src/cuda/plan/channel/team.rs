@@ -1,7 +1,7 @@
 //! Teams of blocks, and every one that can take a problem.
 
 use super::{
-    super::{DeviceLimits, THREADS, VEC_BYTES, ends_together},
+    super::{DeviceLimits, SMALL_TENSOR, THREADS, VEC_BYTES, ends_together},
     ChannelPass, ChannelPlan, ChannelProblem, ChannelTile, ChannelWalk, MAX_CHAIN, TEAM_BLOCKS,
     walk::{WARP_CHANNEL, WARP_CHANNEL_MANY, channel_vec, max_columns},
 };
@@ -210,6 +210,9 @@ impl TeamOrder {
                         Join::Cluster => teams * size <= resident / 2,
                         Join::Grid => true,
                     };
+                    if !folds && walk.shape.segments() > 1 && bytes <= SMALL_TENSOR {
+                        continue;
+                    }
                     all.push(ChannelTeam {
                         walk,
                         join,
