@@ -161,11 +161,12 @@ struct Request {
   const Block* owner;  // of shared memory; null: global
 
   const char* verb() const {
-    if (kind == Access::kAtomic) return "atomic operation";
+    if (is_atomic()) return "atomic operation";
     return kind == Access::kWrite ? "write" : "read";
   }
   const char* memory() const { return owner ? "shared" : "global"; }
-  bool writes() const { return kind != Access::kRead; }
+  bool is_atomic() const { return kind == Access::kAtomic || kind == Access::kPoll; }
+  bool writes() const { return kind == Access::kWrite || kind == Access::kAtomic; }
 };
 
 [[noreturn]] void fail_race(const Request& request, const shadow::Access& earlier) {
@@ -220,7 +221,7 @@ bool concerns(const shadow::Access& earlier, const Request& request, uint32_t by
 
 void check_order(const Request& request, const shadow::Access& earlier, uint32_t bytes) {
   if (!concerns(earlier, request, bytes)) return;
-  if (request.kind == Access::kAtomic && earlier.atomic) return;
+  if (request.is_atomic() && earlier.atomic) return;
   if (!happened_before(earlier, request.thread)) fail_race(request, earlier);
 }
 
@@ -253,7 +254,7 @@ void check_cells(const Request& request) {
   now.pc = program_counter(request.pc);
   now.launch = state().number;
   now.write = request.writes();
-  now.atomic = request.kind == Access::kAtomic;
+  now.atomic = request.is_atomic();
   shadow::Cell* cell = shadow::cell(request.p);
   for (uintptr_t at = begin / shadow::kCellBytes * shadow::kCellBytes; at < end;
        at += shadow::kCellBytes) {
@@ -346,6 +347,15 @@ void switch_at_times() {
   if (mean == 0 || --state().accesses_to_switch > 0) return;
   state().accesses_to_switch = 1 + state().random.next() % (2 * mean);
   scheduler->yield();
+}
+
+/// What others released at an address counts for the current thread from its next fence on.
+void observe(const Frontier& released) {
+  if (released.epoch_of_block.empty()) return;
+  Thread& thread = *current_thread();
+  Frontier* observed = new_frontier(thread.observed);
+  observed->join(&released);
+  thread.observed = observed;
 }
 
 }  // namespace
@@ -473,17 +483,16 @@ void access(const void* p, size_t bytes, Access kind, const void* pc, CacheHint 
   check_device_access(thread, address, bytes, kind, pc, hint);
 }
 
+void poll(const void* p, size_t bytes, const void* pc) {
+  access(p, bytes, Access::kPoll, pc);
+  observe(state().released_at[p]);
+}
+
 void atomic(const void* p, size_t bytes, const void* pc) {
   access(p, bytes, Access::kAtomic, pc);
-  Thread& thread = *current_thread();
   Frontier& released = state().released_at[p];
-  // What others released here counts for this thread from its next fence on.
-  if (!released.epoch_of_block.empty()) {
-    Frontier* observed = new_frontier(thread.observed);
-    observed->join(&released);
-    thread.observed = observed;
-  }
-  released.join(thread.released);
+  observe(released);
+  released.join(current_thread()->released);
 }
 
 }  // namespace checker

@@ -8,7 +8,7 @@ namespace wn_emulated {
 namespace emulator {
 namespace checker {
 
-enum class Access : uint8_t { kRead, kWrite, kAtomic };
+enum class Access : uint8_t { kRead, kWrite, kAtomic, kPoll };  // a poll is an atomic read
 
 /// Puts arenas for shared memory where the checker sees accesses; replaces the `old` ones.
 char* map_arenas(char* old, size_t old_bytes, size_t bytes);
@@ -46,6 +46,7 @@ void fence();
 void access(const void* p, size_t bytes, Access kind, const void* pc,
             CacheHint hint = CacheHint::kNone);
 void atomic(const void* p, size_t bytes, const void* pc);
+void poll(const void* p, size_t bytes, const void* pc);
 
 #else
 
@@ -60,6 +61,7 @@ inline void warp_barrier(Block&, uint32_t, uint32_t) {}
 inline void lanes_meet(Block&, uint32_t, uint32_t) {}
 inline void fence() {}
 inline void atomic(const void*, size_t, const void*) {}
+inline void poll(const void*, size_t, const void*) {}
 
 #endif
 

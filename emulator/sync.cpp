@@ -268,11 +268,9 @@ uint64_t atomic(AtomicOp op, Scalar type, void* p, uint64_t operand, uint64_t co
 
 unsigned poll(const unsigned* p, Site site) {
   Thread& thread = *current_thread();
-  // The address is that of a counter, which only atomic operations touch.
-  auto* counter = const_cast<unsigned*>(p);
   const auto read = [&] {
-    checker::atomic(counter, sizeof *counter, __builtin_return_address(0));
-    return __atomic_load_n(counter, __ATOMIC_RELAXED);
+    checker::poll(p, sizeof *p, __builtin_return_address(0));
+    return __atomic_load_n(p, __ATOMIC_RELAXED);
   };
   unsigned value = read();
   if (thread.polled == p && thread.poll_value == value) {
