@@ -59,7 +59,7 @@ __device__ __forceinline__ void to_grad(const wn_channel_norm_bwd& args, const S
       if constexpr (kFused) {
         // Added in the order of the forward pass.
         const float z = x_hats[k][i] * slab.weight[lane] + slab.bias[lane] + residuals[k][i];
-        ds[k][i] *= activation_slope(args.activation, z);
+        ds[k][i] = activation_grad(args.activation, ds[k][i], z);
       }
     }
   }

@@ -43,3 +43,24 @@ fn a_huge_row_leaves_the_bits_of_its_neighbors_alone() {
         assert_eq!(alone, together, "row {row}");
     }
 }
+
+#[test]
+fn a_huge_channel_leaves_the_bits_of_its_neighbors_alone() {
+    let (positions, channels) = (200, 24);
+    let value = |i: usize| (i as f32 * 0.37).sin();
+    let plain: Vec<f32> = (0..positions * channels).map(value).collect();
+    let mut huge = plain.clone();
+    huge.iter_mut().skip(5).step_by(channels).for_each(|x| *x *= 1e33);
+    let normalized = |x: &[f32]| {
+        let x = Tensor::from_slice(&Cpu, x, &[positions, channels]).unwrap();
+        BatchNorm::new(channels).forward_train(&Cpu, &x, Affine::None, None).unwrap().y.to_vec(&Cpu).unwrap()
+    };
+    let (want, got) = (normalized(&plain), normalized(&huge));
+    for (i, (want, got)) in want.into_iter().zip(got).enumerate() {
+        if i % channels == 5 {
+            assert!((want - got).abs() < 1e-4, "{i}: {got}, not {want}");
+        } else {
+            assert_eq!(got, want, "{i}");
+        }
+    }
+}

@@ -21,6 +21,7 @@ on_every_backend!(
     activations_of_large_arguments_do_not_overflow,
     relu_keeps_nan_and_has_no_slope_at_zero,
     relu_is_the_plain_norm_where_it_is_positive,
+    relu_lets_no_gradient_through_where_it_is_zero,
     the_gradient_of_a_residual_is_that_of_the_output,
     a_norm_of_a_sum_gives_the_bits_of_the_sum_and_then_the_norm,
     a_sum_that_rounds_to_infinity_is_normalized_as_such,
@@ -95,6 +96,23 @@ fn relu_is_the_plain_norm_where_it_is_positive<T: Element, B: Sliced>(on: &B) {
             let y = plain.get_mut("y").unwrap();
             y.iter_mut().filter(|y| **y < 0.0).for_each(|y| *y = 0.0);
             assert_eq!(fused["y"], plain["y"]);
+        }
+    }
+}
+
+fn relu_lets_no_gradient_through_where_it_is_zero<T: Element, B: Sliced>(on: &B) {
+    for layout in BOTH {
+        for problem in every_channel_norm(9, layout, 8) {
+            let problem = Problem { activation: Activation::Relu, ..problem };
+            let y = &outputs::<T, B>(on, &problem, &Options::default())["y"];
+            let with = |gradient: f64| {
+                let dy = problem.dy.iter().zip(y).map(|(dy, y)| if *y == 0.0 { gradient } else { *dy });
+                outputs::<T, B>(on, &Problem { dy: dy.collect(), ..problem.clone() }, &Options::default())
+            };
+            let want = with(0.0);
+            for gradient in [f64::NAN, f64::NEG_INFINITY] {
+                expect_same_bits("where no gradient goes through", &with(gradient), &want);
+            }
         }
     }
 }

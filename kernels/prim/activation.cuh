@@ -40,21 +40,22 @@ __device__ __forceinline__ float activate(wn_activation activation, float z) {
   return z;
 }
 
-__device__ __forceinline__ float activation_slope(wn_activation activation, float z) {
+/// The gradient of z, where d is that of `activate(z)`.
+__device__ __forceinline__ float activation_grad(wn_activation activation, float d, float z) {
   switch (activation) {
-    case WN_ACT_NONE: return 1.f;
-    case WN_ACT_RELU: return z <= 0.f ? 0.f : 1.f;  // the gradient passes where z is NaN
+    case WN_ACT_NONE: return d;
+    case WN_ACT_RELU: return z <= 0.f ? 0.f : d;  // no factor: it passes where z is NaN, and nothing does where z <= 0
     case WN_ACT_SILU: {
       const Sigmoid s(z);
-      return s.of * (1.f + z * s.of_negative);
+      return d * (s.of * (1.f + z * s.of_negative));
     }
-    case WN_ACT_GELU: return normal_cdf(z) + z * (0.39894228040143268f * expf(-0.5f * z * z));
+    case WN_ACT_GELU: return d * (normal_cdf(z) + z * (0.39894228040143268f * expf(-0.5f * z * z)));
     case WN_ACT_GELU_TANH: {
       const Sigmoid s(gelu_tanh_argument(z));
-      return s.of + z * s.of * s.of_negative * (1.5957691216057308f * (1.f + 3.f * 0.044715f * z * z));
+      return d * (s.of + z * s.of * s.of_negative * (1.5957691216057308f * (1.f + 3.f * 0.044715f * z * z)));
     }
   }
-  return 1.f;
+  return d;
 }
 
 }  // namespace WN_NAMESPACE

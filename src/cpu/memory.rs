@@ -5,6 +5,12 @@ use core::{marker::PhantomData, slice};
 use super::simd::{LANES, Lanes, Simd};
 use crate::{DType, Element};
 
+/// Of a line of the caches. Elsewhere prefetches come too often or miss some lines.
+const LINE_BYTES: usize = 64;
+
+/// Runs of so many bytes are too short for the processor to see that their neighbors are wanted next.
+pub(super) const SHORT_RUN: usize = 4096;
+
 /// Elements that a kernel reads; nobody writes them meanwhile but the one who reads.
 pub(super) struct Source<'a, T> {
     from: *const T,
@@ -22,9 +28,9 @@ pub(super) struct Target<'a, T> {
 /// Elements that several units of work write, each its own.
 pub(super) struct Shared<'a, T>(Target<'a, T>);
 
+/// `Copy` whatever `T` is, which a derived one would not be.
 macro_rules! copy {
     ($($name:ident)*) => {$(
-        // Whatever `T` is, which a derived one would not be.
         impl<T> Clone for $name<'_, T> {
             fn clone(&self) -> Self {
                 *self
@@ -33,6 +39,7 @@ macro_rules! copy {
         impl<T> Copy for $name<'_, T> {}
     )*};
 }
+pub(super) use copy;
 copy!(Source Target Shared);
 
 // SAFETY: it gives nothing away without a promise that units do not meet; elements themselves may cross threads.
@@ -73,6 +80,54 @@ impl Span {
     #[inline(always)]
     pub(super) fn n(self) -> usize {
         self.n
+    }
+}
+
+/// Where a run lies in tensors that are all at least `of` elements long: one index serves them all.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    start: usize,
+    len: usize,
+    of: usize,
+}
+
+impl Run {
+    #[inline(always)]
+    pub(super) fn new(start: usize, len: usize, of: usize) -> Self {
+        check(start, len, of);
+        Self { start, len, of }
+    }
+
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
+    /// A part of it.
+    #[inline(always)]
+    pub(super) fn run(self, start: usize, len: usize) -> Self {
+        check(start, len, self.len);
+        Self { start: self.start + start, len, of: self.of }
+    }
+
+    /// Its elements of a tensor.
+    #[inline(always)]
+    pub(super) fn of<T>(self, tensor: Target<'_, T>) -> Target<'_, T> {
+        tensor.run(self.start, self.len)
+    }
+
+    /// Its elements of a tensor that is only read.
+    #[inline(always)]
+    pub(super) fn from<T>(self, tensor: Source<'_, T>) -> Source<'_, T> {
+        tensor.run(self.start, self.len)
+    }
+
+    /// The span of the tensors that is this one of the run.
+    #[inline(always)]
+    pub(super) fn span(self, Span { at, n, len }: Span) -> Span {
+        // What is inside of a run that is not longer than this one is inside of the tensors.
+        check(0, len, self.len);
+        Span { at: self.start + at, n, len: self.of }
     }
 }
 
@@ -140,6 +195,22 @@ impl<T: Element> Source<'_, T> {
     }
 }
 
+impl<T> Source<'_, T> {
+    /// Has the cache fetch what lies `ahead` of a span; anything may lie there.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(self, Span { at, .. }: Span, ahead: usize) {
+        S::prefetch(self.from.wrapping_add(at).wrapping_add(ahead).cast());
+    }
+
+    /// Has the cache fetch `len` elements from `start` on; they need not be there.
+    #[inline(always)]
+    pub(super) fn prefetch_run<S: Simd>(self, start: usize, len: usize) {
+        for at in (0..len).step_by(LINE_BYTES / size_of::<T>()) {
+            S::prefetch(self.from.wrapping_add(start + at).cast());
+        }
+    }
+}
+
 impl<'a, T> Target<'a, T> {
     /// A run of the elements.
     #[inline(always)]
@@ -164,6 +235,16 @@ impl<'a, T> Target<'a, T> {
         let align = align.min(LANES * size_of::<T>());
         let before = self.to.addr().wrapping_neg() % align / size_of::<T>();
         before.min(self.len).min(LANES - 1)
+    }
+
+    /// Has the cache fetch the first and the last line where the rest will be streamed past it: these two are written in
+    /// part, and what is streamed after them would wait.
+    #[inline(always)]
+    pub(super) fn prefetch_ends<S: Simd>(self, stream: bool) {
+        if stream {
+            S::prefetch(self.to.cast_const().cast());
+            S::prefetch(self.to.wrapping_add(self.len).cast_const().cast());
+        }
     }
 }
 

@@ -180,6 +180,9 @@ pub(super) trait Simd: Copy {
         // SAFETY: as promised.
         unsafe { to.cast::<[u16; LANES]>().write_unaligned(v) }
     }
+    /// Has the caches fetch the line of an address, where there is one.
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
     /// Makes what was streamed visible to whom this thread hands its work to.
     #[inline(always)]
     fn fence() {}

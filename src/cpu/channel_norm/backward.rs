@@ -7,7 +7,7 @@ use crate::{
     channel_norm::{BackwardSource, ChannelNormBackward},
     cpu::{
         Cpu,
-        memory::{Shared, Source, Span, Target},
+        memory::{Run, Shared, Source, Span, Target, copy},
         moments::Sums,
         parallel,
         params::{Params, store_grads},
@@ -86,9 +86,8 @@ struct Constants<S: Simd> {
     slope: Lanes<S>,
 }
 
-/// The tensors of a run.
-#[derive(Clone, Copy)]
-struct Run<'a, T> {
+/// The tensors, and what is done with them.
+struct Tensors<'a, T> {
     x: Source<'a, T>,
     dy: Source<'a, T>,
     residual: Option<Source<'a, T>>,
@@ -97,45 +96,51 @@ struct Run<'a, T> {
     activation: Activation,
     training: bool,
     past: bool,
+    /// In no cache.
+    far: bool,
 }
+copy!(Tensors);
 
-impl<'a, T: Element> Run<'a, T> {
-    #[inline(always)]
-    fn new(call: &'a Call<'a, T>, dx: Option<Target<'a, T>>, dresidual: Option<Target<'a, T>>) -> Self {
+impl<'a, T: Element> Tensors<'a, T> {
+    fn read(call: &Call<'a, T>) -> Self {
         Self {
             x: Source::new(call.x),
             dy: Source::new(call.dy),
             residual: call.residual.map(Source::new),
-            dx,
-            dresidual,
+            dx: None,
+            dresidual: None,
             activation: call.activation,
             training: call.training,
             past: call.past,
+            far: parallel::is_far(call.bytes),
         }
     }
 
+    /// # Safety
+    ///
+    /// Nobody else reads or writes gradients that are written through the result.
+    unsafe fn written(call: &Call<'a, T>) -> Self {
+        // SAFETY: as promised.
+        let (dx, dresidual) = unsafe { (call.dx.map(|v| v.target()), call.dresidual.map(|v| v.target())) };
+        Self { dx, dresidual, ..Self::read(call) }
+    }
+
+    /// Whether there is nothing but the norm, in training: most calls are of this kind, and kernels are compiled for it.
     #[inline(always)]
-    fn run(mut self, start: usize, len: usize) -> Self {
-        self.x = self.x.run(start, len);
-        self.dy = self.dy.run(start, len);
-        if let Some(residual) = &mut self.residual {
-            *residual = residual.run(start, len);
-        }
-        if let Some(dx) = &mut self.dx {
-            *dx = dx.run(start, len);
-        }
-        if let Some(dresidual) = &mut self.dresidual {
-            *dresidual = dresidual.run(start, len);
-        }
-        self
+    fn is_plain(self) -> bool {
+        self.activation == Activation::None && self.dresidual.is_none() && self.training
     }
 
     /// The gradient of what the activation was given, and `x_hat`.
     #[inline(always)]
-    fn gradient<S: Simd>(&self, constants: &Constants<S>, span: Span) -> (Lanes<S>, Lanes<S>) {
+    fn gradient<S: Simd, const PLAIN: bool>(
+        self,
+        constants: Constants<S>,
+        span: Span,
+    ) -> (Lanes<S>, Lanes<S>) {
         let x_hat = (self.x.load(span) - constants.mean) * constants.rstd;
         let dy = self.dy.load(span);
-        if self.activation == Activation::None {
+        if PLAIN || self.activation == Activation::None {
             return (dy, x_hat);
         }
         let z = x_hat.mul_add(constants.weight, constants.bias);
@@ -147,20 +152,34 @@ impl<'a, T: Element> Run<'a, T> {
     }
 
     #[inline(always)]
-    fn write<S: Simd>(&self, constants: &Constants<S>, span: Span) {
-        let (d, x_hat) = self.gradient(constants, span);
-        if let Some(dresidual) = self.dresidual {
+    fn write<S: Simd, const PLAIN: bool>(self, constants: Constants<S>, span: Span) {
+        let (d, x_hat) = self.gradient::<S, PLAIN>(constants, span);
+        if !PLAIN && let Some(dresidual) = self.dresidual {
             dresidual.store(span, d, self.past);
         }
         let Some(dx) = self.dx else { return };
         let g = d * constants.weight;
-        let moved = match self.training {
+        let moved = match PLAIN || self.training {
             // Not fused: where there is one value, its gradient is exactly 0.
             true => x_hat.mul_add(constants.slope, g - constants.mean_g),
             // Constant statistics are not the same as means of zero: x_hat may be infinite.
             false => g,
         };
         dx.store(span, moved * constants.rstd, self.past);
+    }
+
+    /// Before a run is written.
+    #[inline(always)]
+    fn prefetch_ends<S: Simd>(self, run: Run) {
+        for to in [self.dx, self.dresidual].into_iter().flatten() {
+            run.of(to).prefetch_ends::<S>(self.past);
+        }
+    }
+
+    /// Elements of a run before the first vector that can be streamed.
+    #[inline(always)]
+    fn head<S: Simd>(self, run: Run) -> usize {
+        self.dx.or(self.dresidual).map_or(0, |to| run.of(to).head::<S>(self.past))
     }
 }
 
@@ -180,6 +199,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         .filter(|there| *there)
         .count();
     let bytes = tensors * shape.len() * size_of::<T>();
+    let run = if by_columns(shape) { shape.len() } else { shape.inner() };
     let call = Call {
         shape,
         x,
@@ -192,7 +212,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         training,
         dx: dx.map(Shared::new),
         dresidual: dresidual.map(Shared::new),
-        past: bytes >= parallel::STREAM,
+        past: parallel::streams::<T>(bytes, run),
         bytes,
     };
     let sums = match (shape.is_empty(), by_columns(shape)) {

@@ -2,18 +2,19 @@
 
 use super::{
     forward::Call,
-    grid::{self, Grid, Pass, Summed, Written},
+    grid::{Grid, Pass, Summed, Written},
     runs::Finish,
     slab::{Scale, Slab, activate, write_exact},
 };
 use crate::{
-    Element,
+    Activation, Element,
     cpu::{
-        memory::{Source, Span, Target},
+        memory::{Run, Shared, Source, Span, Target, copy, for_spans},
         moments::{Moments, Sums},
         parallel,
         simd::{Kernel, Lanes, Simd, dispatch},
     },
+    shape::ChannelShape,
 };
 
 /// Positions that a first shift is the mean of.
@@ -42,9 +43,11 @@ pub(super) fn moments<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
             }
         }
     }
-    for (statistic, out) in moments.iter_mut().enumerate() {
-        let group = &of_slabs[statistic * shape.group()..][..shape.group()];
-        *out = merged(group.iter().flatten());
+    for (out, group) in moments.iter_mut().zip(of_slabs.chunks(shape.group())) {
+        *out = match group {
+            [Some(alone)] => *alone,
+            _ => merged(group.iter().flatten()),
+        };
     }
 }
 
@@ -65,27 +68,53 @@ fn merged<'a>(parts: impl Iterator<Item = &'a Moments>) -> Moments {
 /// For each slab a value near its mean. It is that of its elements where they are equal.
 fn first_shifts<T: Element>(call: &Call<'_, T>, x: Source<'_, T>) -> Vec<f32> {
     let shape = call.shape;
-    let (outer, channels, inner) = (shape.outer(), shape.channels(), shape.inner());
-    let samples = outer.min(SAMPLES);
-    let mut shifts = vec![0.0; shape.slabs()];
-    for (segment, shifts) in shifts.chunks_mut(channels).enumerate() {
-        let start = |sample: usize| (segment * outer + sample * outer / samples) * channels * inner;
-        for (channel, shift) in shifts.iter_mut().enumerate() {
-            *shift = x.one(start(0) + channel * inner);
-        }
-        let mut sums = vec![0.0; channels];
-        for sample in 0..samples {
-            let row = x.run(start(sample), channels * inner);
-            for (channel, sum) in sums.iter_mut().enumerate() {
-                *sum += row.one(channel * inner) - shifts[channel];
-            }
-        }
-        for (shift, sum) in shifts.iter_mut().zip(sums) {
-            let near = *shift + sum / samples as f32;
-            *shift = if near.is_finite() { near } else { *shift };
-        }
+    let columns = shape.channels() * shape.inner();
+    let mut shifts = vec![0.0; shape.segments() * columns];
+    for (segment, shifts) in shifts.chunks_mut(columns).enumerate() {
+        dispatch(FirstShifts { shape, x, segment, shifts: Shared::new(shifts) });
     }
-    shifts
+    match shape.inner() {
+        1 => shifts,
+        inner => shifts.into_iter().step_by(inner).collect(),
+    }
+}
+
+/// Means of some positions of a segment, column by column.
+struct FirstShifts<'a, T> {
+    shape: ChannelShape,
+    x: Source<'a, T>,
+    segment: usize,
+    shifts: Shared<'a, f32>,
+}
+
+impl<T: Element> Kernel for FirstShifts<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { shape, x, segment, shifts } = self;
+        // SAFETY: this is the only unit.
+        let shifts = unsafe { shifts.target() };
+        let (outer, columns) = (shape.outer(), shifts.len());
+        let samples = outer.min(SAMPLES);
+        let row =
+            |sample| Run::new((segment * outer + sample * outer / samples) * columns, columns, shape.len());
+        let share = Lanes::<S>::splat((samples as f32).recip());
+        for_spans!(columns, 0, |span| {
+            let first = x.load::<S>(row(0).span(span));
+            let mut sum = Lanes::splat(0.0);
+            for sample in 1..samples {
+                sum = sum + (x.load(row(sample).span(span)) - first);
+            }
+            let near = sum.mul_add(share, first);
+            // Where they cannot be added, the first will do.
+            let (mut near, first) = (near.to_array(), first.to_array());
+            for (near, first) in near.iter_mut().zip(first) {
+                *near = if near.is_finite() { *near } else { first };
+            }
+            shifts.store(span, Lanes::<S>::from_array(near), false);
+        });
+    }
 }
 
 /// Sums of the differences from a shift, for each slab.
@@ -96,11 +125,12 @@ fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Sums>
     let mut totals = grid.totals();
     let shared = totals.shared();
     parallel::for_each(grid.units(), call.bytes, |unit| {
-        let (segment, _) = grid.block(unit);
+        let segment = grid.segment(unit);
         // SAFETY: nobody writes `y` here, and each unit has sums of its own.
         let (y, sums) = unsafe { (call.y.target(), shared.target()) };
         let sums = sums.run(unit * 2 * grid.width, 2 * grid.width);
-        dispatch(BlockSums { grid, unit, x: call.source(y), shifts: Source::new(&expanded[segment]), sums });
+        let shifted = Shifted { x: call.source(y), shifts: Source::new(&expanded[segment]) };
+        dispatch(BlockSums { grid, unit, shifted, sums, far: parallel::is_far(call.bytes) });
     });
     let mut sums = vec![Sums::default(); shifts.len()];
     for (segment, sums) in sums.chunks_mut(channels).enumerate() {
@@ -116,9 +146,9 @@ fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Sums>
 struct BlockSums<'a, T> {
     grid: Grid,
     unit: usize,
-    x: Source<'a, T>,
-    shifts: Source<'a, f32>,
+    shifted: Shifted<'a, T>,
     sums: Target<'a, f32>,
+    far: bool,
 }
 
 impl<T: Element> Kernel for BlockSums<'_, T> {
@@ -126,40 +156,47 @@ impl<T: Element> Kernel for BlockSums<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let (_, elements) = self.grid.block(self.unit);
-        grid::sum::<S, _>(&self, elements, self.grid.width, self.sums);
+        self.grid.sum::<S, T, _>(self.unit, self.shifted, self.sums, self.far);
     }
 }
 
-impl<'a, S: Simd, T: Element> Pass<S> for BlockSums<'a, T> {
+/// Differences from a shift per column.
+struct Shifted<'a, T> {
+    x: Source<'a, T>,
+    shifts: Source<'a, f32>,
+}
+copy!(Shifted);
+
+impl<S: Simd, T: Element> Pass<S> for Shifted<'_, T> {
     type Constant = Lanes<S>;
-    type Row = Source<'a, T>;
+    const TENSORS: usize = 1;
 
     #[inline(always)]
-    fn constant(&self, span: Span) -> Lanes<S> {
-        self.shifts.load(span)
-    }
-    #[inline(always)]
-    fn row(&self, start: usize, len: usize) -> Source<'a, T> {
-        self.x.run(start, len)
+    fn constant(self, columns: Span) -> Lanes<S> {
+        self.shifts.load(columns)
     }
 }
 
-impl<S: Simd, T: Element> Summed<S> for BlockSums<'_, T> {
+impl<S: Simd, T: Element> Summed<S> for Shifted<'_, T> {
     #[inline(always)]
-    fn terms(x: &Source<'_, T>, shift: Lanes<S>, span: Span) -> [Lanes<S>; 3] {
-        let d = x.load(span) - shift;
+    fn terms(self, shift: Lanes<S>, span: Span) -> [Lanes<S>; 3] {
+        let d = self.x.load(span) - shift;
         [d, d, d]
     }
 }
 
+/// Where the runs of a slab start.
+fn slab_runs(shape: ChannelShape, slab: usize) -> impl Iterator<Item = usize> + Clone {
+    let (segment, channel) = (slab / shape.channels(), slab % shape.channels());
+    let rows = segment * shape.outer()..(segment + 1) * shape.outer();
+    rows.map(move |row| (row * shape.channels() + channel) * shape.inner())
+}
+
 /// Moments of a slab in `f64`.
 fn exact<T: Element>(call: &Call<'_, T>, x: Source<'_, T>, slab: usize) -> Moments {
-    let shape = call.shape;
-    let (segment, channel) = (slab / shape.channels(), slab % shape.channels());
-    let start = |row: usize| ((segment * shape.outer() + row) * shape.channels() + channel) * shape.inner();
-    let values = (0..shape.outer()).flat_map(|row| start(row)..start(row) + shape.inner());
-    Moments::exact(shape.per_slab() as f64, values.map(|i| x.one(i)))
+    let inner = call.shape.inner();
+    let values = slab_runs(call.shape, slab).flat_map(|start| start..start + inner);
+    Moments::exact(call.shape.per_slab() as f64, values.map(|i| x.one(i)))
 }
 
 /// Normalizes with statistics that are there.
@@ -168,8 +205,11 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
     let slabs: Vec<Slab> = (0..shape.slabs())
         .map(|slab| call.slab(slab, mean[slab / shape.group()], rstd[slab / shape.group()]))
         .collect();
-    let scales: Option<Vec<Scale>> = slabs.iter().map(Slab::scale).collect();
-    let Some(scales) = scales else { return normalize_exactly(call, &slabs) };
+    let scales: Vec<Option<Scale>> = slabs.iter().map(Slab::scale).collect();
+    let without = (0..slabs.len()).filter(|&slab| scales[slab].is_none());
+    // Before `y` is written, which `x` may be in.
+    let exact: Vec<_> = without.map(|slab| (slab, normalized_exactly(call, &slabs[slab], slab))).collect();
+    let scales: Vec<Scale> = scales.into_iter().map(|scale| scale.unwrap_or(Scale::ZERO)).collect();
     let expanded: Vec<[Vec<f32>; 3]> = scales
         .chunks(shape.channels())
         .map(|scales| {
@@ -183,38 +223,51 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
     parallel::for_each(grid.units(), call.bytes, |unit| {
         // The last rows are the ones that are most likely still in a cache.
         let unit = grid.units() - 1 - unit;
-        let [high, factor, term] = &expanded[grid.block(unit).0];
+        let [high, factor, term] = &expanded[grid.segment(unit)];
         // SAFETY: a unit touches its own rows only.
         let y = unsafe { call.y.target() };
-        let (high, factor, term) = (Source::new(high), Source::new(factor), Source::new(term));
-        dispatch(Block { call, grid, unit, high, factor, term, y });
+        let scaled = Scaled {
+            x: call.source(y),
+            y,
+            high: Source::new(high),
+            factor: Source::new(factor),
+            term: Source::new(term),
+            past: call.finish.past,
+        };
+        dispatch(Block { grid, unit, scaled, finish: call.finish, residual: call.residual.map(Source::new) });
     });
+    // SAFETY: the units are done.
+    let y = unsafe { call.y.target() };
+    for (slab, values) in exact {
+        for (start, values) in slab_runs(shape, slab).zip(values.chunks(shape.inner())) {
+            (start..).zip(values).for_each(|(at, &v)| y.set(at, v));
+        }
+    }
 }
 
-/// For factors that are no proper `f32`.
+/// The elements of a slab whose factor is no proper `f32`.
 #[cold]
-fn normalize_exactly<T: Element>(call: &Call<'_, T>, slabs: &[Slab]) {
+fn normalized_exactly<T: Element>(call: &Call<'_, T>, slab: &Slab, index: usize) -> Vec<T> {
     let (shape, inner) = (call.shape, call.shape.inner());
+    let mut values = vec![T::default(); shape.outer() * inner];
+    let shared = Shared::new(&mut values);
     // SAFETY: this is the only unit.
-    let y = unsafe { call.y.target() };
-    for run in 0..shape.len() / inner {
-        let segment = run / (shape.channels() * shape.outer());
-        let slab = &slabs[segment * shape.channels() + run % shape.channels()];
-        let residual = call.residual.map(|v| Source::new(v).run(run * inner, inner));
-        let x = call.source(y).run(run * inner, inner);
-        write_exact(slab, call.finish.activation, x, residual, y.run(run * inner, inner));
+    let (y, out) = unsafe { (call.y.target(), shared.target()) };
+    for (row, start) in slab_runs(shape, index).enumerate() {
+        let residual = call.residual.map(|v| Source::new(v).run(start, inner));
+        let out = out.run(row * inner, inner);
+        write_exact(slab, call.finish.activation, call.source(y).run(start, inner), residual, out);
     }
+    values
 }
 
 /// One block.
 struct Block<'a, T> {
-    call: &'a Call<'a, T>,
     grid: Grid,
     unit: usize,
-    high: Source<'a, f32>,
-    factor: Source<'a, f32>,
-    term: Source<'a, f32>,
-    y: Target<'a, T>,
+    scaled: Scaled<'a, T>,
+    finish: Finish,
+    residual: Option<Source<'a, T>>,
 }
 
 impl<T: Element> Kernel for Block<'_, T> {
@@ -222,47 +275,86 @@ impl<T: Element> Kernel for Block<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let (_, elements) = self.grid.block(self.unit);
-        grid::write::<S, _>(&self, elements, self.grid.width);
+        let Self { grid, unit, scaled, finish, residual } = self;
+        match (finish.activation, residual) {
+            (Activation::None, None) => grid.write::<S, T, _>(unit, scaled, scaled.past),
+            (activation, residual) => {
+                grid.write::<S, T, _>(unit, Finished { scaled, activation, residual }, scaled.past);
+            }
+        }
         S::fence();
     }
 }
 
-/// The tensors of a row.
-#[derive(Clone, Copy)]
-struct Row<'a, T> {
+/// Normalizes, with numbers per column.
+struct Scaled<'a, T> {
     x: Source<'a, T>,
-    residual: Option<Source<'a, T>>,
     y: Target<'a, T>,
+    high: Source<'a, f32>,
+    factor: Source<'a, f32>,
+    term: Source<'a, f32>,
+    past: bool,
+}
+copy!(Scaled);
+
+impl<T: Element> Scaled<'_, T> {
+    #[inline(always)]
+    fn z<S: Simd>(self, [high, factor, term]: [Lanes<S>; 3], span: Span) -> Lanes<S> {
+        (self.x.load(span) - high).mul_add(factor, term)
+    }
 }
 
-impl<'a, S: Simd, T: Element> Pass<S> for Block<'a, T> {
+impl<S: Simd, T: Element> Pass<S> for Scaled<'_, T> {
     type Constant = [Lanes<S>; 3];
-    type Row = Row<'a, T>;
+    const TENSORS: usize = 2;
 
     #[inline(always)]
-    fn constant(&self, span: Span) -> [Lanes<S>; 3] {
-        [self.high.load(span), self.factor.load(span), self.term.load(span)]
-    }
-    #[inline(always)]
-    fn row(&self, start: usize, len: usize) -> Row<'a, T> {
-        Row {
-            x: self.call.source(self.y).run(start, len),
-            residual: self.call.residual.map(|v| Source::new(v).run(start, len)),
-            y: self.y.run(start, len),
-        }
+    fn constant(self, columns: Span) -> [Lanes<S>; 3] {
+        [self.high.load(columns), self.factor.load(columns), self.term.load(columns)]
     }
 }
 
-impl<S: Simd, T: Element> Written<S> for Block<'_, T> {
+impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     #[inline(always)]
-    fn write(&self, row: &Row<'_, T>, [high, factor, term]: [Lanes<S>; 3], span: Span) {
-        let Finish { activation, past } = self.call.finish;
-        let z = (row.x.load(span) - high).mul_add(factor, term);
-        let z = match row.residual {
+    fn head(self, block: Run) -> usize {
+        block.of(self.y).head::<S>(self.past)
+    }
+    #[inline(always)]
+    fn write(self, constants: [Lanes<S>; 3], span: Span) {
+        self.y.store(span, self.z(constants, span), self.past);
+    }
+}
+
+/// The same, and what follows the norm.
+struct Finished<'a, T> {
+    scaled: Scaled<'a, T>,
+    activation: Activation,
+    residual: Option<Source<'a, T>>,
+}
+copy!(Finished);
+
+impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
+    type Constant = [Lanes<S>; 3];
+    const TENSORS: usize = 2;
+
+    #[inline(always)]
+    fn constant(self, columns: Span) -> [Lanes<S>; 3] {
+        self.scaled.constant(columns)
+    }
+}
+
+impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
+    #[inline(always)]
+    fn head(self, block: Run) -> usize {
+        Written::<S>::head(self.scaled, block)
+    }
+    #[inline(always)]
+    fn write(self, constants: [Lanes<S>; 3], span: Span) {
+        let z = self.scaled.z(constants, span);
+        let z = match self.residual {
             Some(residual) => z + residual.load(span),
             None => z,
         };
-        row.y.store(span, activate(activation, z), past);
+        self.scaled.y.store(span, activate(self.activation, z), self.scaled.past);
     }
 }

@@ -1,9 +1,9 @@
 use super::{
     by_columns, columns,
-    geometry::Geometry,
+    geometry::{Geometry, Pieces},
     reciprocal_std,
     runs::{self, Finish, FirstShift, PartSums},
-    slab::Slab,
+    slab::{Scale, Slab},
 };
 use crate::{
     Element,
@@ -54,6 +54,7 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
     let ChannelNormForward { x, residual, y, affine, eps, activation, source } = args;
     let tensors = 2 + usize::from(residual.is_some());
     let bytes = tensors * shape.len() * size_of::<T>();
+    let run = if by_columns(shape) { shape.len() } else { shape.inner() };
     let call = Call {
         shape,
         x: x.map(|x| &x[..shape.len()]),
@@ -61,7 +62,7 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
         y: Shared::new(&mut y[..shape.len()]),
         params: Params::of(&affine, shape.channels()),
         eps,
-        finish: Finish { activation, past: x.is_some() && bytes >= parallel::STREAM },
+        finish: Finish { activation, past: x.is_some() && parallel::streams::<T>(bytes, run) },
         bytes,
     };
     match source {
@@ -70,12 +71,12 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
             normalize(&call, &mean, &reciprocal_std(&statistics, eps));
         }
         ForwardSource::Batch { mean, rstd, running, averaged, workspace: _ } => {
-            let moments = train(&call);
+            let (moments, rstds) = train(&call);
             for (out, moments) in mean.into_iter().flatten().zip(&moments) {
                 *out = moments.mean as f32;
             }
-            for (out, moments) in rstd.into_iter().flatten().zip(&moments) {
-                *out = self::rstd(moments, eps) as f32;
+            for (out, rstd) in rstd.into_iter().flatten().zip(rstds) {
+                *out = rstd as f32;
             }
             if let Some(running) = running {
                 move_running(running, &moments, shape.per_statistic() as f64, averaged);
@@ -88,8 +89,8 @@ fn rstd(moments: &Moments, eps: f32) -> f64 {
     (moments.var + f64::from(eps)).sqrt().recip()
 }
 
-/// Normalizes with statistics of the tensor itself, and gives them.
-fn train<T: Element>(call: &Call<'_, T>) -> Vec<Moments> {
+/// Normalizes with statistics of the tensor itself, and gives them, and the reciprocal standard deviations.
+fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
     let geometry = Geometry::new(call.shape);
     let statistics = call.shape.statistics();
     let mut moments = vec![Moments { mean: 0.0, var: 0.0 }; statistics];
@@ -99,21 +100,23 @@ fn train<T: Element>(call: &Call<'_, T>) -> Vec<Moments> {
     if by_columns(call.shape) {
         columns::moments(call, &mut moments);
     } else if one_by_one && (threads == 1 || statistics >= 2 * threads) {
-        return fused(call, geometry, moments);
+        fused(call, geometry, &mut moments);
+        let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
+        return (moments, rstd);
     } else {
         moments_in_parts(call, geometry, &mut moments);
     }
     let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
     let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
     normalize(call, &mean, &rstd);
-    moments
+    (moments, rstd)
 }
 
 /// Each statistic at a time, so that its elements are read again while they are in a cache.
-fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, mut moments: Vec<Moments>) -> Vec<Moments> {
+fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments: &mut [Moments]) {
     let per_unit = UNIT.div_ceil(call.shape.per_statistic());
     let statistics = moments.len();
-    let out = Shared::new(&mut moments);
+    let out = Shared::new(moments);
     parallel::for_each(statistics.div_ceil(per_unit), call.bytes, |unit| {
         let first = unit * per_unit;
         let last = (first + per_unit).min(statistics);
@@ -121,7 +124,6 @@ fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, mut moments: Vec<Mo
         let (y, moments) = unsafe { (call.y.target(), out.target()) };
         dispatch(Fused { call, geometry, first, last, y, moments });
     });
-    moments
 }
 
 /// Some of the statistics.
@@ -150,8 +152,11 @@ impl<T: Element> Kernel for Fused<'_, T> {
                 let slab = call.slab(statistic * group + neighbor, moments.mean, rstd);
                 let scale = slab.scale();
                 // The last run is the one that is most likely still in a cache.
+                let start = |outer| geometry.start(statistic, outer) + neighbor * inner;
                 for outer in (0..call.shape.outer()).rev() {
-                    let start = geometry.start(statistic, outer) + neighbor * inner;
+                    let next = y.run(start(outer.saturating_sub(1)), inner);
+                    next.prefetch_ends::<S>(call.finish.past);
+                    let start = start(outer);
                     let residual = call.residual.map(|v| Source::new(v).run(start, inner));
                     let (x, y) = (x.run(start, inner), y.run(start, inner));
                     runs::write::<S, T>(&slab, scale, call.finish, x, residual, y);
@@ -189,52 +194,43 @@ fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
     if by_columns(call.shape) {
         return columns::normalize(call, mean, rstd);
     }
-    let (shape, inner) = (call.shape, call.shape.inner());
-    // Runs of one slab, in pieces.
-    let piece = inner.min(UNIT);
-    let pieces = inner.div_ceil(piece);
-    let runs = shape.len() / inner;
-    let per_unit = UNIT.div_ceil(piece);
-    parallel::for_each((runs * pieces).div_ceil(per_unit), call.bytes, |unit| {
-        let first = unit * per_unit;
-        let last = (first + per_unit).min(runs * pieces);
+    let group = call.shape.group();
+    let of_slab = |index| {
+        let slab = call.slab(index, mean[index / group], rstd[index / group]);
+        (slab, slab.scale())
+    };
+    let slabs: Vec<_> = (0..call.shape.slabs()).map(of_slab).collect();
+    let pieces = Pieces::new(call.shape);
+    parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
         let y = unsafe { call.y.target() };
-        dispatch(Pieces { call, mean, rstd, piece, pieces, first, last, y });
+        let residual = call.residual.map(Source::new);
+        dispatch(Unit { pieces, unit, slabs: &slabs, finish: call.finish, x: call.source(y), residual, y });
     });
 }
 
-/// Some pieces of runs, in the order of memory.
-struct Pieces<'a, T> {
-    call: &'a Call<'a, T>,
-    mean: &'a [f64],
-    rstd: &'a [f64],
-    piece: usize,
-    pieces: usize,
-    first: usize,
-    last: usize,
+/// Some pieces.
+struct Unit<'a, T> {
+    pieces: Pieces,
+    unit: usize,
+    slabs: &'a [(Slab, Option<Scale>)],
+    finish: Finish,
+    x: Source<'a, T>,
+    residual: Option<Source<'a, T>>,
     y: Target<'a, T>,
 }
 
-impl<T: Element> Kernel for Pieces<'_, T> {
+impl<T: Element> Kernel for Unit<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { call, y, .. } = self;
-        let (shape, inner) = (call.shape, call.shape.inner());
-        let x = call.source(y);
-        for index in self.first..self.last {
-            let (run, piece) = (index / self.pieces, index % self.pieces);
-            let segment = run / (shape.channels() * shape.outer());
-            let index = segment * shape.channels() + run % shape.channels();
-            let statistic = index / shape.group();
-            let slab = call.slab(index, self.mean[statistic], self.rstd[statistic]);
-            let start = run * inner + piece * self.piece;
-            let len = self.piece.min(inner - piece * self.piece);
-            let residual = call.residual.map(|v| Source::new(v).run(start, len));
-            let (x, y) = (x.run(start, len), y.run(start, len));
-            runs::write::<S, T>(&slab, slab.scale(), call.finish, x, residual, y);
+        let Self { pieces, unit, slabs, finish, x, residual, y } = self;
+        for (slab, run) in pieces.unit(unit) {
+            let (slab, scale) = &slabs[slab];
+            let y = run.of(y);
+            y.prefetch_ends::<S>(finish.past);
+            runs::write::<S, T>(slab, *scale, finish, run.from(x), residual.map(|v| run.from(v)), y);
         }
         S::fence();
     }

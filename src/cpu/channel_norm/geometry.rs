@@ -1,6 +1,6 @@
 use core::ops::Range;
 
-use crate::shape::ChannelShape;
+use crate::{cpu::memory::Run, shape::ChannelShape};
 
 /// Elements of a part of a statistic, about.
 const PART: usize = 64 << 10;
@@ -64,5 +64,88 @@ impl Geometry {
         let (segment, neighbor) = (statistic / per_segment, statistic % per_segment);
         let row = segment * self.shape.outer() + outer;
         row * self.shape.channels() * self.shape.inner() + neighbor * self.run
+    }
+}
+
+/// Elements of a unit of pieces, at least.
+const UNIT: usize = 16 << 10;
+
+/// A tensor in pieces that are of one slab each, in the order of memory.
+#[derive(Clone, Copy)]
+pub(super) struct Pieces {
+    shape: ChannelShape,
+    /// Elements of a piece; the last one of a run may be shorter.
+    piece: usize,
+    /// Pieces of a run.
+    of_run: usize,
+    per_unit: usize,
+}
+
+impl Pieces {
+    pub(super) fn new(shape: ChannelShape) -> Self {
+        let piece = shape.inner().min(UNIT);
+        Self { shape, piece, of_run: shape.inner().div_ceil(piece), per_unit: UNIT.div_ceil(piece) }
+    }
+
+    fn len(&self) -> usize {
+        self.shape.len() / self.shape.inner() * self.of_run
+    }
+
+    pub(super) fn units(&self) -> usize {
+        self.len().div_ceil(self.per_unit)
+    }
+
+    /// Slabs and pieces of a unit.
+    #[inline(always)]
+    pub(super) fn unit(self, unit: usize) -> impl Iterator<Item = (usize, Run)> {
+        let (outer, channels) = (self.shape.outer(), self.shape.channels());
+        let first = unit * self.per_unit;
+        let run = first / self.of_run;
+        let row = run / channels;
+        PiecesFrom {
+            left: self.per_unit.min(self.len() - first),
+            run,
+            piece: first % self.of_run,
+            channel: run % channels,
+            outer: row % outer,
+            first_slab: row / outer * channels,
+            pieces: self,
+        }
+    }
+}
+
+/// Divisions would take longer than short runs do.
+struct PiecesFrom {
+    pieces: Pieces,
+    left: usize,
+    run: usize,
+    piece: usize,
+    channel: usize,
+    outer: usize,
+    /// Of the segment.
+    first_slab: usize,
+}
+
+impl Iterator for PiecesFrom {
+    type Item = (usize, Run);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<(usize, Run)> {
+        self.left = self.left.checked_sub(1)?;
+        let Pieces { shape, piece, of_run, .. } = self.pieces;
+        let (slab, start) = (self.first_slab + self.channel, self.piece * piece);
+        let len = piece.min(shape.inner() - start);
+        let run = Run::new(self.run * shape.inner() + start, len, shape.len());
+        self.piece += 1;
+        if self.piece == of_run {
+            (self.piece, self.run, self.channel) = (0, self.run + 1, self.channel + 1);
+        }
+        if self.channel == shape.channels() {
+            (self.channel, self.outer) = (0, self.outer + 1);
+        }
+        if self.outer == shape.outer() {
+            (self.outer, self.first_slab) = (0, self.first_slab + shape.channels());
+        }
+        Some((slab, run))
     }
 }

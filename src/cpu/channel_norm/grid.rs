@@ -1,10 +1,10 @@
 //! Tensors whose channels lie side by side: rows of them, walked in blocks.
 
-use core::ops::Range;
+use core::iter::repeat_n;
 
 use super::super::{
-    memory::{Span, Target, for_spans},
-    simd::{Lanes, Simd},
+    memory::{Run, Span, Target, for_spans},
+    simd::{LANES, Lanes, Simd},
     totals::Totals,
 };
 use crate::shape::ChannelShape;
@@ -14,6 +14,9 @@ const BLOCK_ROWS: usize = 32;
 
 /// Several short rows are one: full vectors, and what is kept of each column outweighs the block less.
 const WIDTH: usize = 256;
+
+/// Elements of a line of the cache, where they are small.
+const LINE: usize = 32;
 
 /// A segment as rows of columns, each of which belongs to one channel.
 #[derive(Clone, Copy)]
@@ -30,7 +33,11 @@ pub(super) struct Grid {
 impl Grid {
     pub(super) fn new(shape: ChannelShape) -> Self {
         let columns = shape.channels() * shape.inner();
-        let positions = WIDTH.div_ceil(columns).min(shape.outer());
+        let positions = WIDTH.div_ceil(columns);
+        // Rows of whole lines, for elements of 2 bytes too, where these are not many times as long.
+        let whole = positions.next_multiple_of(LINE >> columns.trailing_zeros().min(LINE.trailing_zeros()));
+        let positions = if whole * columns <= 8 * WIDTH { whole } else { positions };
+        let positions = positions.min(shape.outer());
         let (width, len) = (positions * columns, shape.outer() * columns);
         Self { shape, width, len, blocks: len.div_ceil(width).div_ceil(BLOCK_ROWS) }
     }
@@ -40,19 +47,29 @@ impl Grid {
         self.shape.segments() * self.blocks
     }
 
-    /// A number per channel, for each column.
+    /// A number per channel, for each column, and for the first ones again.
     pub(super) fn expand(&self, value: impl Fn(usize) -> f32) -> Vec<f32> {
-        let (channels, inner) = (self.shape.channels(), self.shape.inner());
-        let position: Vec<f32> = (0..channels * inner).map(|column| value(column / inner)).collect();
-        position.iter().copied().cycle().take(self.width).collect()
+        let (channels, inner, len) = (self.shape.channels(), self.shape.inner(), self.width + LANES);
+        let mut all = Vec::with_capacity(len.max(channels * inner));
+        match inner {
+            1 => all.extend((0..channels).map(value)),
+            _ => (0..channels).for_each(|channel| all.extend(repeat_n(value(channel), inner))),
+        }
+        while all.len() < len {
+            all.extend_from_within(..(len - all.len()).min(channels * inner));
+        }
+        all
     }
 
     /// The sum of the columns of each channel, of one segment.
     pub(super) fn per_channel(&self, columns: &[f64], mut add: impl FnMut(usize, f64)) {
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
         for position in columns.chunks(channels * inner) {
-            for (channel, columns) in position.chunks(inner).enumerate() {
-                columns.iter().for_each(|&v| add(channel, v));
+            match inner {
+                1 => position.iter().enumerate().for_each(|(channel, &v)| add(channel, v)),
+                _ => (0..).zip(position.chunks(inner)).for_each(|(channel, columns)| {
+                    columns.iter().for_each(|&v| add(channel, v));
+                }),
             }
         }
     }
@@ -62,117 +79,148 @@ impl Grid {
         Totals::new(self.units(), 2 * self.width)
     }
 
-    /// Segment and elements of a block.
+    /// The segment of a block.
     #[inline(always)]
-    pub(super) fn block(&self, unit: usize) -> (usize, Range<usize>) {
-        let (segment, block) = (unit / self.blocks, unit % self.blocks);
-        let start = segment * self.len + block * BLOCK_ROWS * self.width;
-        let end = (segment * self.len + (block + 1) * BLOCK_ROWS * self.width).min((segment + 1) * self.len);
-        (segment, start..end)
+    pub(super) fn segment(&self, unit: usize) -> usize {
+        unit / self.blocks
+    }
+
+    #[inline(always)]
+    fn block(&self, unit: usize) -> Run {
+        let start = unit % self.blocks * BLOCK_ROWS * self.width;
+        let len = (BLOCK_ROWS * self.width).min(self.len - start);
+        Run::new(self.segment(unit) * self.len + start, len, self.shape.len())
     }
 }
 
-/// What a pass over a grid does with vectors.
-pub(super) trait Pass<S: Simd> {
+/// What a pass over a grid does with vectors. It is copied, so that the compiler knows that nobody changes it meanwhile.
+pub(super) trait Pass<S: Simd>: Copy {
     /// What is the same in all rows.
     type Constant: Copy;
-    /// The tensors of a row.
-    type Row: Copy;
+    /// Tensors whose rows are read or written.
+    const TENSORS: usize;
 
-    fn constant(&self, span: Span) -> Self::Constant;
-    /// The row of `len` elements that starts at element `start`.
-    fn row(&self, start: usize, len: usize) -> Self::Row;
+    fn constant(self, columns: Span) -> Self::Constant;
 }
 
 /// A pass that adds up, for each column, a value and a product.
 pub(super) trait Summed<S: Simd>: Pass<S> {
     /// The value and both factors.
-    fn terms(row: &Self::Row, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
+    fn terms(self, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
 }
 
 /// A pass that writes.
 pub(super) trait Written<S: Simd>: Pass<S> {
-    fn write(&self, row: &Self::Row, constant: Self::Constant, span: Span);
+    /// Elements of a block before the first vector that can be streamed.
+    fn head(self, block: Run) -> usize;
+    fn write(self, constant: Self::Constant, span: Span);
 }
 
 /// Rows that are walked at a time, so that constants and sums are read and written that much less often.
 const ROWS: usize = 4;
 
-/// Rows that follow each other. A loop, because `from_fn` is a call wherever the compiler finds it too large.
+/// Rows so far apart have their places in a cache of the first level in common.
+const PAGE: usize = 4096;
+
+impl Grid {
+    /// Whether several rows are walked at a time. What is in no cache is read and written faster as one stream; small
+    /// elements are an exception where they are few tensors', whose time is that of the constants.
+    #[inline(always)]
+    fn by_several<S: Simd, T, P: Pass<S>>(&self, far: bool) -> bool {
+        (!far || size_of::<T>() == 2 && P::TENSORS <= 2)
+            && (P::TENSORS == 1 || !(self.width * size_of::<T>()).is_multiple_of(PAGE))
+    }
+
+    /// Adds up the rows of a block; `sums` are zeros before. `far`: the tensor is in no cache.
+    #[inline(always)]
+    pub(super) fn sum<S: Simd, T, P: Summed<S>>(
+        &self,
+        unit: usize,
+        pass: P,
+        sums: Target<'_, f32>,
+        far: bool,
+    ) {
+        let (width, block, by_several) = (self.width, self.block(unit), self.by_several::<S, T, P>(far));
+        let mut start = 0;
+        while by_several && start + ROWS * width <= block.len() {
+            self.sum_rows::<S, P, ROWS>(pass, rows(block, start, width, width), sums);
+            start += ROWS * width;
+        }
+        while start < block.len() {
+            self.sum_rows::<S, P, 1>(pass, [block.run(start, width.min(block.len() - start))], sums);
+            start += width;
+        }
+    }
+
+    #[inline(always)]
+    fn sum_rows<S: Simd, P: Summed<S>, const R: usize>(
+        &self,
+        pass: P,
+        rows: [Run; R],
+        sums: Target<'_, f32>,
+    ) {
+        let len = rows[0].len();
+        let (values, products) = (sums.run(0, len), sums.run(self.width, len));
+        let columns = self.columns(0, len);
+        for_spans!(len, 0, |span| {
+            let constant = pass.constant(columns.span(span));
+            let mut value = values.source().load::<S>(span);
+            let mut product = products.source().load::<S>(span);
+            for row in rows {
+                let [v, a, b] = pass.terms(constant, row.span(span));
+                value = value + v;
+                product = a.mul_add(b, product);
+            }
+            values.store(span, value, false);
+            products.store(span, product, false);
+        });
+    }
+
+    /// Writes the rows of a block.
+    #[inline(always)]
+    pub(super) fn write<S: Simd, T, P: Written<S>>(&self, unit: usize, pass: P, far: bool) {
+        let (width, block, by_several) = (self.width, self.block(unit), self.by_several::<S, T, P>(far));
+        // As many columns fewer at the start, and all rows begin behind them: where rows are of whole lines, no line is
+        // written in two parts.
+        let head = pass.head(block);
+        self.write_rows::<S, P, 1>(pass, 0, [block.run(0, head)]);
+        let mut start = head;
+        while by_several && start + ROWS * width <= block.len() {
+            self.write_rows::<S, P, ROWS>(pass, head, rows(block, start, width, width));
+            start += ROWS * width;
+        }
+        while start < block.len() {
+            let row = block.run(start, width.min(block.len() - start));
+            self.write_rows::<S, P, 1>(pass, head, [row]);
+            start += width;
+        }
+    }
+
+    #[inline(always)]
+    fn write_rows<S: Simd, P: Written<S>, const R: usize>(&self, pass: P, column: usize, rows: [Run; R]) {
+        let len = rows[0].len();
+        let columns = self.columns(column, len);
+        for_spans!(len, 0, |span| {
+            let constant = pass.constant(columns.span(span));
+            for row in rows {
+                pass.write(constant, row.span(span));
+            }
+        });
+    }
+
+    /// Some of the columns, in the numbers of [`expand`](Self::expand).
+    #[inline(always)]
+    fn columns(&self, start: usize, len: usize) -> Run {
+        Run::new(start, len, self.width + LANES)
+    }
+}
+
+/// Rows of a block, `step` apart. A loop, because `from_fn` is a call wherever the compiler finds it too large.
 #[inline(always)]
-fn rows<S: Simd, P: Pass<S>, const R: usize>(pass: &P, first: usize, width: usize) -> [P::Row; R] {
-    let mut rows = [pass.row(first, width); R];
+fn rows<const R: usize>(block: Run, first: usize, step: usize, len: usize) -> [Run; R] {
+    let mut rows = [block.run(first, len); R];
     for (r, row) in rows.iter_mut().enumerate().skip(1) {
-        *row = pass.row(first + r * width, width);
+        *row = block.run(first + r * step, len);
     }
     rows
-}
-
-/// Adds up the rows of a block; `sums` are zeros before.
-#[inline(always)]
-pub(super) fn sum<S: Simd, P: Summed<S>>(
-    pass: &P,
-    elements: Range<usize>,
-    width: usize,
-    sums: Target<'_, f32>,
-) {
-    let mut row = elements.start;
-    while row + ROWS * width <= elements.end {
-        let rows = rows::<S, P, ROWS>(pass, row, width);
-        sum_rows::<S, P, ROWS>(pass, rows, width, sums.run(0, width), sums.run(width, width));
-        row += ROWS * width;
-    }
-    while row < elements.end {
-        let len = width.min(elements.end - row);
-        sum_rows::<S, P, 1>(pass, [pass.row(row, len)], len, sums.run(0, len), sums.run(width, len));
-        row += width;
-    }
-}
-
-#[inline(always)]
-fn sum_rows<S: Simd, P: Summed<S>, const R: usize>(
-    pass: &P,
-    rows: [P::Row; R],
-    len: usize,
-    values: Target<'_, f32>,
-    products: Target<'_, f32>,
-) {
-    for_spans!(len, 0, |span| {
-        let constant = pass.constant(span);
-        let mut value = values.source().load::<S>(span);
-        let mut product = products.source().load::<S>(span);
-        for row in &rows {
-            let [v, a, b] = P::terms(row, constant, span);
-            value = value + v;
-            product = a.mul_add(b, product);
-        }
-        values.store(span, value, false);
-        products.store(span, product, false);
-    });
-}
-
-/// Writes the rows of a block.
-#[inline(always)]
-pub(super) fn write<S: Simd, P: Written<S>>(pass: &P, elements: Range<usize>, width: usize) {
-    let mut row = elements.start;
-    while row + ROWS * width <= elements.end {
-        let rows = rows::<S, P, ROWS>(pass, row, width);
-        write_rows::<S, P, ROWS>(pass, rows, width);
-        row += ROWS * width;
-    }
-    while row < elements.end {
-        let len = width.min(elements.end - row);
-        write_rows::<S, P, 1>(pass, [pass.row(row, len)], len);
-        row += width;
-    }
-}
-
-#[inline(always)]
-fn write_rows<S: Simd, P: Written<S>, const R: usize>(pass: &P, rows: [P::Row; R], len: usize) {
-    for_spans!(len, 0, |span| {
-        let constant = pass.constant(span);
-        for row in &rows {
-            pass.write(row, constant, span);
-        }
-    });
 }

@@ -218,7 +218,14 @@ pub(super) fn write<S: Simd, T: Element>(
         return write_exact(slab, activation, x, residual, y);
     };
     let (high, factor, term) = (Lanes::<S>::splat(high), Lanes::splat(factor), Lanes::splat(term));
-    for_spans!(y.len(), y.head::<S>(past), |span| {
+    let head = y.head::<S>(past);
+    if activation == Activation::None && residual.is_none() {
+        for_spans!(y.len(), head, |span| {
+            y.store(span, (x.load(span) - high).mul_add(factor, term), past);
+        });
+        return;
+    }
+    for_spans!(y.len(), head, |span| {
         let z = (x.load(span) - high).mul_add(factor, term);
         let z = match residual {
             Some(residual) => z + residual.load(span),

@@ -25,6 +25,10 @@ pub(super) struct Scale {
     pub(super) term: f32,
 }
 
+impl Scale {
+    pub(super) const ZERO: Self = Self { high: 0.0, factor: 0.0, term: 0.0 };
+}
+
 impl Slab {
     /// `None` where `f32` has too few digits for the factor; [`write_exact`] does without.
     #[inline(always)]

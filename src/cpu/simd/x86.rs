@@ -212,6 +212,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(from: *const u8) {
+        // SAFETY: every CPU of this architecture has it, and it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+
+    #[inline(always)]
     fn fence() {
         // SAFETY: every CPU of this architecture has it.
         unsafe { _mm_sfence() };
@@ -348,6 +354,12 @@ impl Simd for Avx512 {
     unsafe fn stream_halves(to: *mut u16, v: [u16; LANES]) {
         // SAFETY: the CPU has AVX (see `Avx512`); the caller has promised space and alignment.
         unsafe { _mm256_stream_si256(to.cast(), transmute::<[u16; LANES], __m256i>(v)) }
+    }
+
+    #[inline(always)]
+    fn prefetch(from: *const u8) {
+        // SAFETY: every CPU of this architecture has it, and it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
     }
 
     #[inline(always)]

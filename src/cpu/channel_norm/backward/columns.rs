@@ -1,13 +1,13 @@
 //! The backward pass where channels lie side by side.
 
 use super::{
-    super::grid::{self, Grid, Pass, Summed, Written},
-    Call, Constants, Run, Slab,
+    super::grid::{Grid, Pass, Summed, Written},
+    Call, Constants, Slab, Tensors,
 };
 use crate::{
     Element,
     cpu::{
-        memory::{Source, Span, Target},
+        memory::{Run, Source, Span, Target},
         moments::Sums,
         parallel,
         simd::{Kernel, Lanes, Simd, dispatch},
@@ -19,15 +19,18 @@ struct Expanded([Vec<f32>; 6]);
 
 impl Expanded {
     fn new(grid: &Grid, slabs: &[Slab]) -> Self {
-        let of = |field: fn(&Slab) -> f32| grid.expand(|channel| field(&slabs[channel]));
         Self([
-            of(|s| s.mean),
-            of(|s| s.rstd),
-            of(|s| s.weight),
-            of(|s| s.bias),
-            of(|s| s.mean_g),
-            of(|s| s.slope),
+            grid.expand(|channel| slabs[channel].mean),
+            grid.expand(|channel| slabs[channel].rstd),
+            grid.expand(|channel| slabs[channel].weight),
+            grid.expand(|channel| slabs[channel].bias),
+            grid.expand(|channel| slabs[channel].mean_g),
+            grid.expand(|channel| slabs[channel].slope),
         ])
+    }
+
+    fn sources(&self) -> [Source<'_, f32>; 6] {
+        self.0.each_ref().map(|v| Source::new(v))
     }
 
     /// Of all segments.
@@ -55,9 +58,9 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
         // The last rows are the ones that are most likely still in a cache.
         let unit = grid.units() - 1 - unit;
         // SAFETY: a unit touches its own rows only.
-        let (dx, dresidual) = unsafe { (call.dx.map(|v| v.target()), call.dresidual.map(|v| v.target())) };
-        let block = Block::new(grid, unit, Run::new(call, dx, dresidual), &expanded);
-        dispatch(Write(block));
+        let tensors = unsafe { Tensors::written(call) };
+        let numbers = expanded[grid.segment(unit)].sources();
+        dispatch(Block { grid, unit, tensors, numbers, sums: None });
     });
     sums
 }
@@ -69,7 +72,8 @@ fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, slabs: &[Slab], sums: &mut
     parallel::for_each(grid.units(), call.bytes, |unit| {
         // SAFETY: each unit has sums of its own.
         let sums = unsafe { shared.target() }.run(unit * 2 * grid.width, 2 * grid.width);
-        dispatch(Sum(Block::new(grid, unit, Run::new(call, None, None), &expanded), sums));
+        let numbers = expanded[grid.segment(unit)].sources();
+        dispatch(Block { grid, unit, tensors: Tensors::read(call), numbers, sums: Some(sums) });
     });
     for (segment, sums) in sums.chunks_mut(call.shape.channels()).enumerate() {
         let columns = totals.add_up(segment * grid.blocks..(segment + 1) * grid.blocks);
@@ -79,100 +83,87 @@ fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, slabs: &[Slab], sums: &mut
     }
 }
 
-/// Some rows.
-struct Block<'a, T> {
-    grid: Grid,
-    unit: usize,
-    run: Run<'a, T>,
-    columns: [Source<'a, f32>; 6],
+/// The tensors, and the numbers of their columns.
+struct Columns<'a, T, const PLAIN: bool> {
+    tensors: Tensors<'a, T>,
+    numbers: [Source<'a, f32>; 6],
 }
 
-impl<'a, T: Element> Block<'a, T> {
-    fn new(grid: Grid, unit: usize, run: Run<'a, T>, expanded: &'a [Expanded]) -> Self {
-        let Expanded(columns) = &expanded[grid.block(unit).0];
-        Self { grid, unit, run, columns: columns.each_ref().map(|v| Source::new(v)) }
+impl<T, const PLAIN: bool> Clone for Columns<'_, T, PLAIN> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
     }
+}
+impl<T, const PLAIN: bool> Copy for Columns<'_, T, PLAIN> {}
+
+impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
+    type Constant = Constants<S>;
+    const TENSORS: usize = 3;
 
     #[inline(always)]
-    fn constants<S: Simd>(&self, span: Span) -> Constants<S> {
-        let [mean, rstd, weight, bias, mean_g, slope] = self.columns;
+    fn constant(self, columns: Span) -> Constants<S> {
+        let [mean, rstd, weight, bias, mean_g, slope] = self.numbers;
         Constants {
-            mean: mean.load(span),
-            rstd: rstd.load(span),
-            weight: weight.load(span),
-            bias: bias.load(span),
-            mean_g: mean_g.load(span),
-            slope: slope.load(span),
+            mean: mean.load(columns),
+            rstd: rstd.load(columns),
+            weight: weight.load(columns),
+            bias: bias.load(columns),
+            mean_g: mean_g.load(columns),
+            slope: slope.load(columns),
         }
     }
 }
 
-/// Adds the block's rows up.
-struct Sum<'a, T>(Block<'a, T>, Target<'a, f32>);
-
-impl<T: Element> Kernel for Sum<'_, T> {
-    type Output = ();
-
+impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN> {
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        let (_, elements) = self.0.grid.block(self.0.unit);
-        grid::sum::<S, _>(&self, elements, self.0.grid.width, self.1);
-    }
-}
-
-impl<'a, S: Simd, T: Element> Pass<S> for Sum<'a, T> {
-    type Constant = Constants<S>;
-    type Row = Run<'a, T>;
-
-    #[inline(always)]
-    fn constant(&self, span: Span) -> Constants<S> {
-        self.0.constants(span)
-    }
-    #[inline(always)]
-    fn row(&self, start: usize, len: usize) -> Run<'a, T> {
-        self.0.run.run(start, len)
-    }
-}
-
-impl<S: Simd, T: Element> Summed<S> for Sum<'_, T> {
-    #[inline(always)]
-    fn terms(run: &Run<'_, T>, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
-        let (d, x_hat) = run.gradient(&constants, span);
+    fn terms(self, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
+        let (d, x_hat) = self.tensors.gradient::<S, PLAIN>(constants, span);
         [d, d, x_hat]
     }
 }
 
-/// Writes the block's rows.
-struct Write<'a, T>(Block<'a, T>);
+impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN> {
+    #[inline(always)]
+    fn head(self, block: Run) -> usize {
+        self.tensors.head::<S>(block)
+    }
+    #[inline(always)]
+    fn write(self, constants: Constants<S>, span: Span) {
+        self.tensors.write::<S, PLAIN>(constants, span);
+    }
+}
 
-impl<T: Element> Kernel for Write<'_, T> {
+/// A block of rows, to be written or, where there are `sums`, added up to these.
+struct Block<'a, T> {
+    grid: Grid,
+    unit: usize,
+    tensors: Tensors<'a, T>,
+    numbers: [Source<'a, f32>; 6],
+    sums: Option<Target<'a, f32>>,
+}
+
+impl<T: Element> Kernel for Block<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let (_, elements) = self.0.grid.block(self.0.unit);
-        grid::write::<S, _>(&self, elements, self.0.grid.width);
+        match self.tensors.is_plain() {
+            true => self.walk::<S, true>(),
+            false => self.walk::<S, false>(),
+        }
         S::fence();
     }
 }
 
-impl<'a, S: Simd, T: Element> Pass<S> for Write<'a, T> {
-    type Constant = Constants<S>;
-    type Row = Run<'a, T>;
-
+impl<T: Element> Block<'_, T> {
     #[inline(always)]
-    fn constant(&self, span: Span) -> Constants<S> {
-        self.0.constants(span)
-    }
-    #[inline(always)]
-    fn row(&self, start: usize, len: usize) -> Run<'a, T> {
-        self.0.run.run(start, len)
-    }
-}
-
-impl<S: Simd, T: Element> Written<S> for Write<'_, T> {
-    #[inline(always)]
-    fn write(&self, run: &Run<'_, T>, constants: Constants<S>, span: Span) {
-        run.write(&constants, span);
+    fn walk<S: Simd, const PLAIN: bool>(self) {
+        let Self { grid, unit, tensors, numbers, sums } = self;
+        let columns = Columns::<T, PLAIN> { tensors, numbers };
+        match sums {
+            Some(sums) => grid.sum::<S, T, _>(unit, columns, sums, tensors.far),
+            None => grid.write::<S, T, _>(unit, columns, tensors.far),
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! The backward pass channel by channel.
 
-use super::{super::geometry::Geometry, Call, Constants, Run, Slab};
+use super::{
+    super::geometry::{Geometry, Pieces},
+    Call, Constants, Slab, Tensors,
+};
 use crate::{
     Element,
     cpu::{
-        memory::{Shared, Span, for_spans},
+        memory::{Run, SHORT_RUN, Shared, Span, for_spans},
         moments::{CHAIN, Sums},
         parallel,
         simd::{Kernel, LANES, Lanes, Simd, dispatch},
@@ -58,16 +61,14 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_
         let len = per_unit.min(shape.statistics() - first);
         let group = shape.group();
         // SAFETY: a unit touches its own statistics and their elements only, which no other statistic shares.
-        let (dx, dresidual, slabs, sums) = unsafe {
+        let (tensors, slabs, sums) = unsafe {
             (
-                call.dx.map(|v| v.target()),
-                call.dresidual.map(|v| v.target()),
+                Tensors::written(call),
                 slabs.target().slice(first * group, len * group),
                 out.target().slice(first * group, len * group),
             )
         };
-        let run = Run::new(call, dx, dresidual);
-        dispatch(Fused { call, geometry, first: first * group, run, slabs, sums, written });
+        dispatch(Fused { call, geometry, first: first * group, tensors, slabs, sums, written });
     });
     sums
 }
@@ -78,7 +79,7 @@ struct Fused<'a, T> {
     geometry: Geometry,
     /// The first slab.
     first: usize,
-    run: Run<'a, T>,
+    tensors: Tensors<'a, T>,
     slabs: &'a mut [Slab],
     sums: &'a mut [Sums],
     written: bool,
@@ -89,14 +90,26 @@ impl<T: Element> Kernel for Fused<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { call, geometry, first, run, slabs, sums, written } = self;
-        let (group, inner) = (call.shape.group(), call.shape.inner());
+        match self.tensors.is_plain() {
+            true => self.each::<S, true>(),
+            false => self.each::<S, false>(),
+        }
+        S::fence();
+    }
+}
+
+impl<T: Element> Fused<'_, T> {
+    #[inline(always)]
+    fn each<S: Simd, const PLAIN: bool>(self) {
+        let Self { call, geometry, first, tensors, slabs, sums, written } = self;
+        let group = call.shape.group();
         for start in (0..slabs.len()).step_by(group) {
             let slabs = &mut slabs[start..start + group];
             let sums = &mut sums[start..start + group];
             for (neighbor, (slab, sums)) in slabs.iter().zip(&mut *sums).enumerate() {
                 for part in 0..geometry.parts() {
-                    sums.add(part_sums::<S, T>(&geometry, run, first + start + neighbor, part, slab));
+                    let slab_at = first + start + neighbor;
+                    sums.add(part_sums::<S, T, PLAIN>(&geometry, tensors, slab_at, part, slab));
                 }
             }
             if !written {
@@ -106,29 +119,38 @@ impl<T: Element> Kernel for Fused<'_, T> {
             for (neighbor, slab) in slabs.iter().enumerate() {
                 let constants = slab.splat::<S>();
                 // The last run is the one that is most likely still in a cache.
-                for outer in (0..call.shape.outer()).rev() {
+                let run = |outer| {
                     let at = geometry.start(first + start + neighbor, outer);
-                    write::<S, T>(run.run(at, inner), &constants, inner);
+                    Run::new(at, call.shape.inner(), call.shape.len())
+                };
+                let inner = call.shape.inner();
+                for outer in (0..call.shape.outer()).rev() {
+                    tensors.prefetch_ends::<S>(run(outer.saturating_sub(1)));
+                    if tensors.far && inner * size_of::<T>() <= SHORT_RUN {
+                        // Of the next slab.
+                        let next = geometry.start(first + start + neighbor, outer) + inner;
+                        tensors.x.prefetch_run::<S>(next, inner);
+                        tensors.dy.prefetch_run::<S>(next, inner);
+                    }
+                    write::<S, T, PLAIN>(tensors, constants, run(outer));
                 }
             }
         }
-        S::fence();
     }
 }
 
 #[inline(always)]
-fn write<S: Simd, T: Element>(run: Run<'_, T>, constants: &Constants<S>, len: usize) {
-    let head = run.dx.or(run.dresidual).map_or(0, |to| to.head::<S>(run.past));
-    for_spans!(len, head, |span| {
-        run.write(constants, span);
+fn write<S: Simd, T: Element, const PLAIN: bool>(tensors: Tensors<'_, T>, constants: Constants<S>, run: Run) {
+    for_spans!(run.len(), tensors.head::<S>(run), |span| {
+        tensors.write::<S, PLAIN>(constants, run.span(span));
     });
 }
 
 /// Sums over a part of a slab of `d` and `d * x_hat`.
 #[inline(always)]
-fn part_sums<S: Simd, T: Element>(
+fn part_sums<S: Simd, T: Element, const PLAIN: bool>(
     geometry: &Geometry,
-    run: Run<'_, T>,
+    tensors: Tensors<'_, T>,
     slab: usize,
     part: usize,
     constants: &Slab,
@@ -143,7 +165,7 @@ fn part_sums<S: Simd, T: Element>(
     };
     for outer in part.runs {
         let start = geometry.start(slab, outer) + part.piece.start;
-        adder.add(run.run(start, part.piece.len()), part.piece.len());
+        adder.add::<T, PLAIN>(tensors, Run::new(start, part.piece.len(), geometry.shape.len()));
     }
     adder.flush();
     adder.sums
@@ -161,7 +183,8 @@ struct Adder<S: Simd> {
 
 impl<S: Simd> Adder<S> {
     #[inline(always)]
-    fn add<T: Element>(&mut self, run: Run<'_, T>, len: usize) {
+    fn add<T: Element, const PLAIN: bool>(&mut self, tensors: Tensors<'_, T>, run: Run) {
+        let len = run.len();
         let mut at = 0;
         while at < len {
             let end = (at + 2 * CHAIN * LANES).min(len);
@@ -171,25 +194,25 @@ impl<S: Simd> Adder<S> {
             }
             self.used += vectors.next_multiple_of(2);
             while at + 2 * LANES <= end {
-                self.push(0, run, Span::new(at, LANES, len));
-                self.push(1, run, Span::new(at + LANES, LANES, len));
+                self.push::<T, PLAIN>(0, tensors, run.span(Span::new(at, LANES, len)));
+                self.push::<T, PLAIN>(1, tensors, run.span(Span::new(at + LANES, LANES, len)));
                 at += 2 * LANES;
             }
             if at + LANES <= end {
-                self.push(0, run, Span::new(at, LANES, len));
+                self.push::<T, PLAIN>(0, tensors, run.span(Span::new(at, LANES, len)));
                 at += LANES;
             }
             if at < end {
-                self.push(1, run, Span::new(at, end - at, len));
+                self.push::<T, PLAIN>(1, tensors, run.span(Span::new(at, end - at, len)));
                 at = end;
             }
         }
     }
 
     #[inline(always)]
-    fn push<T: Element>(&mut self, chain: usize, run: Run<'_, T>, span: Span) {
+    fn push<T: Element, const PLAIN: bool>(&mut self, chain: usize, tensors: Tensors<'_, T>, span: Span) {
         // Behind the end there are zeros, whose product with an infinity would not be one.
-        let (d, x_hat) = run.gradient(&self.constants, span);
+        let (d, x_hat) = tensors.gradient::<S, PLAIN>(self.constants, span);
         let (d, x_hat) = (d.first(span.n()), x_hat.first(span.n()));
         self.d[chain] = self.d[chain] + d;
         self.dx_hat[chain] = d.mul_add(x_hat, self.dx_hat[chain]);
@@ -214,7 +237,7 @@ fn sum_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums: &mut [Sum
         let (slab, part) = (unit / parts, unit % parts);
         let sums = dispatch(OnePart {
             geometry,
-            run: Run::new(call, None, None),
+            tensors: Tensors::read(call),
             slab,
             part,
             constants: call.slab(slab),
@@ -230,7 +253,7 @@ fn sum_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums: &mut [Sum
 /// The sums of one part.
 struct OnePart<'a, T> {
     geometry: Geometry,
-    run: Run<'a, T>,
+    tensors: Tensors<'a, T>,
     slab: usize,
     part: usize,
     constants: Slab,
@@ -241,50 +264,51 @@ impl<T: Element> Kernel for OnePart<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) -> Sums {
-        part_sums::<S, T>(&self.geometry, self.run, self.slab, self.part, &self.constants)
+        let Self { geometry, tensors, slab, part, constants } = self;
+        match tensors.is_plain() {
+            true => part_sums::<S, T, true>(&geometry, tensors, slab, part, &constants),
+            false => part_sums::<S, T, false>(&geometry, tensors, slab, part, &constants),
+        }
     }
 }
 
 /// With slabs that are complete.
 fn write_pieces<T: Element>(call: &Call<'_, T>, slabs: &[Slab]) {
-    let (shape, inner) = (call.shape, call.shape.inner());
-    let piece = inner.min(UNIT);
-    let pieces = inner.div_ceil(piece);
-    let all = shape.len() / inner * pieces;
-    let per_unit = UNIT.div_ceil(piece);
-    parallel::for_each(all.div_ceil(per_unit), call.bytes, |unit| {
-        let first = unit * per_unit;
+    let pieces = Pieces::new(call.shape);
+    parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
-        let (dx, dresidual) = unsafe { (call.dx.map(|v| v.target()), call.dresidual.map(|v| v.target())) };
-        let last = (first + per_unit).min(all);
-        dispatch(Pieces { call, slabs, run: Run::new(call, dx, dresidual), piece, pieces, first, last });
+        let tensors = unsafe { Tensors::written(call) };
+        dispatch(Unit { pieces, unit, slabs, tensors });
     });
 }
 
-/// Some pieces of runs, in the order of memory.
-struct Pieces<'a, T> {
-    call: &'a Call<'a, T>,
+/// Some pieces.
+struct Unit<'a, T> {
+    pieces: Pieces,
+    unit: usize,
     slabs: &'a [Slab],
-    run: Run<'a, T>,
-    piece: usize,
-    pieces: usize,
-    first: usize,
-    last: usize,
+    tensors: Tensors<'a, T>,
 }
 
-impl<T: Element> Kernel for Pieces<'_, T> {
+impl<T: Element> Kernel for Unit<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let (shape, inner) = (self.call.shape, self.call.shape.inner());
-        for index in self.first..self.last {
-            let (run, piece) = (index / self.pieces, index % self.pieces);
-            let segment = run / (shape.channels() * shape.outer());
-            let slab = &self.slabs[segment * shape.channels() + run % shape.channels()];
-            let len = self.piece.min(inner - piece * self.piece);
-            write::<S, T>(self.run.run(run * inner + piece * self.piece, len), &slab.splat(), len);
+        match self.tensors.is_plain() {
+            true => self.each::<S, true>(),
+            false => self.each::<S, false>(),
         }
         S::fence();
+    }
+}
+
+impl<T: Element> Unit<'_, T> {
+    #[inline(always)]
+    fn each<S: Simd, const PLAIN: bool>(self) {
+        for (slab, run) in self.pieces.unit(self.unit) {
+            self.tensors.prefetch_ends::<S>(run);
+            write::<S, T, PLAIN>(self.tensors, self.slabs[slab].splat(), run);
+        }
     }
 }
