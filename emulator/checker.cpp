@@ -226,8 +226,9 @@ void check_order(const Request& request, const shadow::Access& earlier, uint32_t
 }
 
 void remember_read(shadow::Cell& cell, const shadow::Access& now, const Thread& thread) {
+  // A poll meets atomic operations without an order; a read of the same thread before it may not.
   const auto replaceable = [&](const shadow::Access& read) {
-    return read.thread == now.thread || happened_before(read, thread);
+    return happened_before(read, thread) || (read.thread == now.thread && read.atomic >= now.atomic);
   };
   shadow::Access& first = cell.reads[0];
   shadow::Access& second = cell.reads[1];
@@ -288,7 +289,7 @@ void check_states(const Request& request) {
 void check_device_access(Thread& thread, const char* p, size_t bytes, Access kind, const void* pc,
                          CacheHint hint) {
   if ((bytes & (bytes - 1)) == 0 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
-    fail_misaligned(p, bytes, kind != Access::kRead, pc);
+    fail_misaligned(p, bytes, kind == Access::kWrite || kind == Access::kAtomic, pc);
   }
   const Block* blocks = scheduler->blocks();
   const size_t in_arenas =

@@ -15,32 +15,37 @@ use crate::support::{
     run::Options,
 };
 
-/// Large enough for several threads, with parts in every direction that work is divided in.
-fn problems() -> Vec<Problem> {
+/// With parts in every direction that work is divided in; `times` as large as several threads need for `f32`.
+fn problems(times: usize) -> Vec<Problem> {
     use Layout::{ChannelsFirst as First, ChannelsLast as Last};
     let mut all = vec![
-        layer_norm(&[3000, 67], 1, 1),
-        layer_norm(&[5, 40_001], 1, 2),
-        rms_norm(&[900, 300], 1, 3),
-        batch_norm_train(&[300, 1000], First, 4),
-        batch_norm_train(&[7000, 41], First, 5),
-        batch_norm_train(&[3, 2, 50_000], First, 6),
-        batch_norm_train(&[40, 33, 201], First, 7),
-        batch_norm_train(&[40, 201, 33], Last, 8),
-        batch_norm_train(&[9, 10_000, 3], Last, 9),
-        batch_norm_eval(&[40, 33, 201], First, 10),
-        batch_norm_eval(&[40, 201, 33], Last, 11),
-        group_norm(&[5, 24, 2500], First, 3, 12),
-        group_norm(&[5, 2500, 24], Last, 3, 13),
-        instance_norm(&[30, 5, 2000], First, 14),
-        instance_norm(&[30, 2000, 5], Last, 15),
+        layer_norm(&[4200 * times, 67], 1, 1),
+        layer_norm(&[7 * times, 40_001], 1, 2),
+        rms_norm(&[900 * times, 300], 1, 3),
+        batch_norm_train(&[300 * times, 1000], First, 4),
+        batch_norm_train(&[7000 * times, 41], First, 5),
+        batch_norm_train(&[3, 2, 50_000 * times], First, 6),
+        batch_norm_train(&[40 * times, 33, 201], First, 7),
+        batch_norm_train(&[40, 201 * times, 33], Last, 8),
+        batch_norm_train(&[9 * times, 10_000, 3], Last, 9),
+        batch_norm_eval(&[40, 33, 201 * times], First, 10),
+        batch_norm_eval(&[40 * times, 201, 33], Last, 11),
+        group_norm(&[5, 24, 2500 * times], First, 3, 12),
+        group_norm(&[5 * times, 2500, 24], Last, 3, 13),
+        instance_norm(&[30, 5, 2000 * times], First, 14),
+        instance_norm(&[30, 2000 * times, 5], Last, 15),
     ];
     all.push(with_residual(all[6].clone(), 16));
     all
 }
 
 fn any_number_of_threads_gives_the_same_bits<T: Element>() {
-    for problem in problems() {
+    for problem in problems(4 / size_of::<T>()) {
+        assert!(
+            2 * problem.dy.len() * size_of::<T>() >= 2 << 20,
+            "{}: one thread's work",
+            describe(&problem)
+        );
         let problem = problem.rounded(T::DTYPE, DType::F32);
         let with = |threads: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

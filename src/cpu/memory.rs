@@ -237,13 +237,24 @@ impl<'a, T> Target<'a, T> {
         before.min(self.len).min(LANES - 1)
     }
 
-    /// Has the cache fetch the first and the last line where the rest will be streamed past it: these two are written in
-    /// part, and what is streamed after them would wait.
+    /// Elements before the first whole line that can be streamed; 0 where none will be.
+    #[inline(always)]
+    pub(super) fn before_line<S: Simd>(self, stream: bool) -> usize {
+        if !stream || S::STREAM_ALIGN.is_none() {
+            return 0;
+        }
+        let before = self.to.addr().wrapping_neg() % LINE_BYTES / size_of::<T>();
+        before.min(self.len)
+    }
+
+    /// Has the cache fetch the lines at both ends that are not wholly of this run, where the rest will be streamed past it:
+    /// they are written in part, and what is streamed after them would wait.
     #[inline(always)]
     pub(super) fn prefetch_ends<S: Simd>(self, stream: bool) {
-        if stream {
-            S::prefetch(self.to.cast_const().cast());
-            S::prefetch(self.to.wrapping_add(self.len).cast_const().cast());
+        for end in [self.to, self.to.wrapping_add(self.len)] {
+            if stream && !end.addr().is_multiple_of(LINE_BYTES) {
+                S::prefetch(end.cast_const().cast());
+            }
         }
     }
 }

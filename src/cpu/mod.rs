@@ -27,7 +27,7 @@ use crate::{
 
 /// Runs on the CPU. Its tensors are plain slices and vectors.
 ///
-/// A call on tensors of some hundred kilobytes and more is divided among the threads of the [rayon] pool that it is made
+/// A call that reads and writes 2 MiB and more is divided among the threads of the [rayon] pool that it is made
 /// from, the global one unless it is made in another's `install`; smaller ones, and all with a pool of one thread, stay on
 /// the calling thread. A call returns when all is done.
 ///

@@ -27,7 +27,26 @@ pub(super) fn streams<T>(bytes: usize, run: usize) -> bool {
 
 /// Whether so many bytes are in no cache.
 pub(super) fn is_far(bytes: usize) -> bool {
+    #[cfg(test)]
+    if let Some(far) = FORCED.get() {
+        return far;
+    }
     bytes >= STREAM
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What a test asks for whatever the size.
+    static FORCED: core::cell::Cell<Option<bool>> = const { core::cell::Cell::new(None) };
+}
+
+/// Calls `body` as if all tensors were, or were not, in no cache.
+#[cfg(test)]
+pub(super) fn as_if_far<R>(far: bool, body: impl FnOnce() -> R) -> R {
+    FORCED.set(Some(far));
+    let result = body();
+    FORCED.set(None);
+    result
 }
 
 /// Threads of the pool that the call runs in.

@@ -4,11 +4,42 @@ mod forward;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
+use core::ops::Range;
+
 use super::{
     memory::{Source, Target},
     simd::{Lanes, Simd},
 };
 use crate::shape::RowShape;
+
+/// Longer rows are worked on one at a time: memory is read faster as one stream than as four. One thread of AMD Zen 4, rows
+/// one at a time and by four, f32: forward 4,096 rows of 768 take 0.98 ms and 1.6, backward 2.9 and 3.4; in f16 backward
+/// 1,024 of 4,096 take 2.1 and 3.0.
+const LONG_ROW: usize = 256;
+
+/// Work on some of the rows of a call.
+trait ByRows {
+    fn cols(&self) -> usize;
+    /// The rows from `row` on: `R` of them have chains of operations that do not wait for one another.
+    fn rows<S: Simd, const R: usize>(&self, row: usize);
+}
+
+/// As many rows at a time as is fastest.
+#[inline(always)]
+fn walk<S: Simd>(work: &impl ByRows, rows: Range<usize>) {
+    let mut row = rows.start;
+    if S::ROWS == 4 && work.cols() <= LONG_ROW {
+        while row + 4 <= rows.end {
+            work.rows::<S, 4>(row);
+            row += 4;
+        }
+    }
+    while row < rows.end {
+        work.rows::<S, 1>(row);
+        row += 1;
+    }
+    S::fence();
+}
 
 /// Where rows lie in a tensor whose blocks of rows start `stride` apart.
 #[derive(Clone, Copy)]

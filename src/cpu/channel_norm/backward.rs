@@ -11,7 +11,7 @@ use crate::{
         moments::Sums,
         parallel,
         params::{Params, store_grads},
-        simd::{Lanes, Simd},
+        simd::{Kernel, Lanes, Simd},
     },
     shape::ChannelShape,
 };
@@ -168,6 +168,12 @@ impl<'a, T: Element> Tensors<'a, T> {
         dx.store(span, moved * constants.rstd, self.past);
     }
 
+    /// Elements of a run before the first whole line that can be streamed.
+    #[inline(always)]
+    fn before_line<S: Simd>(self, run: Run) -> usize {
+        self.dx.or(self.dresidual).map_or(0, |to| run.of(to).before_line::<S>(self.past))
+    }
+
     /// Before a run is written.
     #[inline(always)]
     fn prefetch_ends<S: Simd>(self, run: Run) {
@@ -180,6 +186,32 @@ impl<'a, T: Element> Tensors<'a, T> {
     #[inline(always)]
     fn head<S: Simd>(self, run: Run) -> usize {
         self.dx.or(self.dresidual).map_or(0, |to| run.of(to).head::<S>(self.past))
+    }
+}
+
+/// Work that is compiled for plain calls, and for all others.
+trait Specialized: Sized {
+    type Output;
+
+    fn is_plain(&self) -> bool;
+    /// As [`Kernel::run`].
+    fn run<S: Simd, const PLAIN: bool>(self) -> Self::Output;
+}
+
+/// The kernel of such work.
+struct Either<W>(W);
+
+impl<W: Specialized> Kernel for Either<W> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> W::Output {
+        let output = match self.0.is_plain() {
+            true => self.0.run::<S, true>(),
+            false => self.0.run::<S, false>(),
+        };
+        S::fence();
+        output
     }
 }
 

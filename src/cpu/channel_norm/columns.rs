@@ -234,7 +234,8 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
             term: Source::new(term),
             past: call.finish.past,
         };
-        dispatch(Block { grid, unit, scaled, finish: call.finish, residual: call.residual.map(Source::new) });
+        let (finish, residual) = (call.finish, call.residual.map(Source::new));
+        dispatch(Block { grid, unit, scaled, finish, residual, far: parallel::is_far(call.bytes) });
     });
     // SAFETY: the units are done.
     let y = unsafe { call.y.target() };
@@ -268,6 +269,7 @@ struct Block<'a, T> {
     scaled: Scaled<'a, T>,
     finish: Finish,
     residual: Option<Source<'a, T>>,
+    far: bool,
 }
 
 impl<T: Element> Kernel for Block<'_, T> {
@@ -275,11 +277,11 @@ impl<T: Element> Kernel for Block<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { grid, unit, scaled, finish, residual } = self;
+        let Self { grid, unit, scaled, finish, residual, far } = self;
         match (finish.activation, residual) {
-            (Activation::None, None) => grid.write::<S, T, _>(unit, scaled, scaled.past),
+            (Activation::None, None) => grid.write::<S, T, _>(unit, scaled, far),
             (activation, residual) => {
-                grid.write::<S, T, _>(unit, Finished { scaled, activation, residual }, scaled.past);
+                grid.write::<S, T, _>(unit, Finished { scaled, activation, residual }, far);
             }
         }
         S::fence();
@@ -317,7 +319,7 @@ impl<S: Simd, T: Element> Pass<S> for Scaled<'_, T> {
 impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     #[inline(always)]
     fn head(self, block: Run) -> usize {
-        block.of(self.y).head::<S>(self.past)
+        block.of(self.y).before_line::<S>(self.past)
     }
     #[inline(always)]
     fn write(self, constants: [Lanes<S>; 3], span: Span) {

@@ -199,38 +199,43 @@ fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
         let slab = call.slab(index, mean[index / group], rstd[index / group]);
         (slab, slab.scale())
     };
-    let slabs: Vec<_> = (0..call.shape.slabs()).map(of_slab).collect();
+    // Where a slab has several runs, its numbers serve them all.
+    let slabs: Vec<_> = match call.shape.outer() {
+        1 => Vec::new(),
+        _ => (0..call.shape.slabs()).map(of_slab).collect(),
+    };
+    let of_slab = |index: usize| slabs.get(index).copied().unwrap_or_else(|| of_slab(index));
     let pieces = Pieces::new(call.shape);
     parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
         let y = unsafe { call.y.target() };
         let residual = call.residual.map(Source::new);
-        dispatch(Unit { pieces, unit, slabs: &slabs, finish: call.finish, x: call.source(y), residual, y });
+        dispatch(Unit { pieces, unit, of_slab, finish: call.finish, x: call.source(y), residual, y });
     });
 }
 
 /// Some pieces.
-struct Unit<'a, T> {
+struct Unit<'a, T, F> {
     pieces: Pieces,
     unit: usize,
-    slabs: &'a [(Slab, Option<Scale>)],
+    of_slab: F,
     finish: Finish,
     x: Source<'a, T>,
     residual: Option<Source<'a, T>>,
     y: Target<'a, T>,
 }
 
-impl<T: Element> Kernel for Unit<'_, T> {
+impl<T: Element, F: Fn(usize) -> (Slab, Option<Scale>)> Kernel for Unit<'_, T, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { pieces, unit, slabs, finish, x, residual, y } = self;
+        let Self { pieces, unit, of_slab, finish, x, residual, y } = self;
         for (slab, run) in pieces.unit(unit) {
-            let (slab, scale) = &slabs[slab];
+            let (slab, scale) = of_slab(slab);
             let y = run.of(y);
             y.prefetch_ends::<S>(finish.past);
-            runs::write::<S, T>(slab, *scale, finish, run.from(x), residual.map(|v| run.from(v)), y);
+            runs::write::<S, T>(&slab, scale, finish, run.from(x), residual.map(|v| run.from(v)), y);
         }
         S::fence();
     }

@@ -15,6 +15,10 @@ const BLOCK_ROWS: usize = 32;
 /// Several short rows are one: full vectors, and what is kept of each column outweighs the block less.
 const WIDTH: usize = 256;
 
+/// Columns of rows whose constants and sums stay in registers from row to row.
+const STRIP: usize = STRIP_VECTORS * LANES;
+const STRIP_VECTORS: usize = 4;
+
 /// Elements of a line of the cache, where they are small.
 const LINE: usize = 32;
 
@@ -33,7 +37,7 @@ pub(super) struct Grid {
 impl Grid {
     pub(super) fn new(shape: ChannelShape) -> Self {
         let columns = shape.channels() * shape.inner();
-        let positions = WIDTH.div_ceil(columns);
+        let positions = if STRIP % columns == 0 { STRIP / columns } else { WIDTH.div_ceil(columns) };
         // Rows of whole lines, for elements of 2 bytes too, where these are not many times as long.
         let whole = positions.next_multiple_of(LINE >> columns.trailing_zeros().min(LINE.trailing_zeros()));
         let positions = if whole * columns <= 8 * WIDTH { whole } else { positions };
@@ -49,7 +53,7 @@ impl Grid {
 
     /// A number per channel, for each column, and for the first ones again.
     pub(super) fn expand(&self, value: impl Fn(usize) -> f32) -> Vec<f32> {
-        let (channels, inner, len) = (self.shape.channels(), self.shape.inner(), self.width + LANES);
+        let (channels, inner, len) = (self.shape.channels(), self.shape.inner(), self.width + LINE);
         let mut all = Vec::with_capacity(len.max(channels * inner));
         match inner {
             1 => all.extend((0..channels).map(value)),
@@ -97,7 +101,7 @@ impl Grid {
 pub(super) trait Pass<S: Simd>: Copy {
     /// What is the same in all rows.
     type Constant: Copy;
-    /// Tensors whose rows are read or written.
+    /// Tensors whose rows are walked, but for residuals.
     const TENSORS: usize;
 
     fn constant(self, columns: Span) -> Self::Constant;
@@ -111,7 +115,7 @@ pub(super) trait Summed<S: Simd>: Pass<S> {
 
 /// A pass that writes.
 pub(super) trait Written<S: Simd>: Pass<S> {
-    /// Elements of a block before the first vector that can be streamed.
+    /// Elements of a block before the first line that can be streamed.
     fn head(self, block: Run) -> usize;
     fn write(self, constant: Self::Constant, span: Span);
 }
@@ -142,6 +146,10 @@ impl Grid {
     ) {
         let (width, block, by_several) = (self.width, self.block(unit), self.by_several::<S, T, P>(far));
         let mut start = 0;
+        if self.has_strips::<S>() && width <= block.len() {
+            start = block.len() / width * width;
+            self.sum_strip(pass, block.run(0, start), sums);
+        }
         while by_several && start + ROWS * width <= block.len() {
             self.sum_rows::<S, P, ROWS>(pass, rows(block, start, width, width), sums);
             start += ROWS * width;
@@ -182,9 +190,14 @@ impl Grid {
         let (width, block, by_several) = (self.width, self.block(unit), self.by_several::<S, T, P>(far));
         // As many columns fewer at the start, and all rows begin behind them: where rows are of whole lines, no line is
         // written in two parts.
-        let head = pass.head(block);
+        let head = if self.width < LINE { 0 } else { pass.head(block) };
         self.write_rows::<S, P, 1>(pass, 0, [block.run(0, head)]);
         let mut start = head;
+        if self.has_strips::<S>() && start + width <= block.len() {
+            let rows = block.run(head, (block.len() - head) / width * width);
+            self.write_strip(pass, head, rows);
+            start += rows.len();
+        }
         while by_several && start + ROWS * width <= block.len() {
             self.write_rows::<S, P, ROWS>(pass, head, rows(block, start, width, width));
             start += ROWS * width;
@@ -208,10 +221,60 @@ impl Grid {
         });
     }
 
+    /// Whether rows are as long as a strip, and there are registers for it.
+    #[inline(always)]
+    fn has_strips<S: Simd>(&self) -> bool {
+        S::ROWS == 4 && self.width == STRIP
+    }
+
+    /// Adds up whole rows; `sums` are zeros before.
+    #[inline(always)]
+    fn sum_strip<S: Simd, P: Summed<S>>(&self, pass: P, rows: Run, sums: Target<'_, f32>) {
+        let (values, products) = (sums.run(0, STRIP), sums.run(STRIP, STRIP));
+        let constants = self.strip_constants(pass, 0);
+        let mut value = [Lanes::<S>::splat(0.0); STRIP_VECTORS];
+        let mut product = value;
+        for row in 0..rows.len() / STRIP {
+            let row = rows.run(row * STRIP, STRIP);
+            for k in 0..STRIP_VECTORS {
+                let [v, a, b] = pass.terms(constants[k], row.span(Span::new(k * LANES, LANES, STRIP)));
+                value[k] = value[k] + v;
+                product[k] = a.mul_add(b, product[k]);
+            }
+        }
+        for k in 0..STRIP_VECTORS {
+            let span = Span::new(k * LANES, LANES, STRIP);
+            values.store(span, value[k], false);
+            products.store(span, product[k], false);
+        }
+    }
+
+    /// Writes whole rows.
+    #[inline(always)]
+    fn write_strip<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
+        let constants = self.strip_constants(pass, column);
+        for row in 0..rows.len() / STRIP {
+            let row = rows.run(row * STRIP, STRIP);
+            for k in 0..STRIP_VECTORS {
+                pass.write(constants[k], row.span(Span::new(k * LANES, LANES, STRIP)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn strip_constants<S: Simd, P: Pass<S>>(&self, pass: P, column: usize) -> [P::Constant; STRIP_VECTORS] {
+        let columns = self.columns(column, STRIP);
+        let mut constants = [pass.constant(columns.span(Span::new(0, LANES, STRIP))); STRIP_VECTORS];
+        for (k, constant) in constants.iter_mut().enumerate().skip(1) {
+            *constant = pass.constant(columns.span(Span::new(k * LANES, LANES, STRIP)));
+        }
+        constants
+    }
+
     /// Some of the columns, in the numbers of [`expand`](Self::expand).
     #[inline(always)]
     fn columns(&self, start: usize, len: usize) -> Run {
-        Run::new(start, len, self.width + LANES)
+        Run::new(start, len, self.width + LINE)
     }
 }
 

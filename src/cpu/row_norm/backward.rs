@@ -1,4 +1,4 @@
-use super::{Place, as_long, splat};
+use super::{ByRows, Place, as_long, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -21,10 +21,6 @@ const MAX_ROWS: usize = 24;
 /// Units of work where rows are enough for them; each writes sums for all columns, which costs as much as some rows.
 const UNITS: usize = 64;
 const MIN_ROWS: usize = 16;
-
-/// Longer rows are worked on one at a time: memory is read faster as one stream than as four. One thread of AMD Zen 4, f32:
-/// 4,096 rows of 768 take 2.9 ms instead of 3.4, 1,024 of 4,096 in f16 2.1 instead of 3.0.
-const LONG_ROW: usize = 256;
 
 /// What all units of a call share.
 struct Call<'a, T> {
@@ -94,18 +90,7 @@ impl<T: Element> Kernel for Unit<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let mut row = self.first;
-        if S::ROWS == 4 && self.call.shape.cols() <= LONG_ROW {
-            while row + 4 <= self.last {
-                self.rows::<S, 4>(row);
-                row += 4;
-            }
-        }
-        while row < self.last {
-            self.rows::<S, 1>(row);
-            row += 1;
-        }
-        S::fence();
+        walk::<S>(&self, self.first..self.last);
     }
 }
 
@@ -146,7 +131,12 @@ impl<S: Simd, T: Element, const R: usize> Rows<'_, S, T, R> {
     }
 }
 
-impl<T: Element> Unit<'_, T> {
+impl<T: Element> ByRows for Unit<'_, T> {
+    #[inline(always)]
+    fn cols(&self) -> usize {
+        self.call.shape.cols()
+    }
+
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, row: usize) {
         let call = self.call;
@@ -176,7 +166,9 @@ impl<T: Element> Unit<'_, T> {
         let mean_gx = splat(sums.map(|sums| (-sums.gx / n) as f32));
         self.write(row, &rows, dx, mean_g, mean_gx);
     }
+}
 
+impl<T: Element> Unit<'_, T> {
     /// Sums over each row; and, where they are `WANTED`, over rows per column.
     #[inline(always)]
     fn sums<S: Simd, const R: usize, const WANTED: bool>(&self, rows: &Rows<'_, S, T, R>) -> [RowSums; R] {

@@ -1,4 +1,4 @@
-use super::{Place, as_long, splat};
+use super::{ByRows, Place, as_long, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -15,10 +15,6 @@ use crate::{
 
 /// Elements of a unit of work, at least.
 const UNIT: usize = 16 << 10;
-
-/// Longer rows are worked on one at a time: memory is read faster as one stream than as four. One thread of AMD Zen 4, f32:
-/// 4,096 rows of 768 take 0.98 ms instead of 1.6, 1,024 of 4,096 1.04 instead of 1.4.
-const LONG_ROW: usize = 256;
 
 /// What all units of a call share.
 struct Call<'a, T> {
@@ -107,18 +103,7 @@ impl<T: Element> Kernel for Unit<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let mut row = self.first;
-        if S::ROWS == 4 && self.call.shape.cols() <= LONG_ROW {
-            while row + 4 <= self.last {
-                self.rows::<S, 4>(row);
-                row += 4;
-            }
-        }
-        while row < self.last {
-            self.rows::<S, 1>(row);
-            row += 1;
-        }
-        S::fence();
+        walk::<S>(&self, self.first..self.last);
     }
 }
 
@@ -138,8 +123,12 @@ fn is_extreme(rstd: &f64) -> bool {
     rstd.is_finite() && *rstd != 0.0 && !(1e-30..1e30).contains(rstd)
 }
 
-impl<T: Element> Unit<'_, T> {
-    /// `R` rows at a time have chains of operations that do not wait for one another, and weights are read once.
+impl<T: Element> ByRows for Unit<'_, T> {
+    #[inline(always)]
+    fn cols(&self) -> usize {
+        self.call.shape.cols()
+    }
+
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, row: usize) {
         self.add_residual::<S>(row, R);
@@ -177,7 +166,9 @@ impl<T: Element> Unit<'_, T> {
             }
         }
     }
+}
 
+impl<T: Element> Unit<'_, T> {
     /// What is normalized.
     #[inline(always)]
     fn source<const R: usize>(&self, row: usize) -> [Source<'_, T>; R] {

@@ -2,7 +2,7 @@
 
 use super::{
     super::grid::{Grid, Pass, Summed, Written},
-    Call, Constants, Slab, Tensors,
+    Call, Constants, Either, Slab, Specialized, Tensors,
 };
 use crate::{
     Element,
@@ -10,7 +10,7 @@ use crate::{
         memory::{Run, Source, Span, Target},
         moments::Sums,
         parallel,
-        simd::{Kernel, Lanes, Simd, dispatch},
+        simd::{Lanes, Simd, dispatch},
     },
 };
 
@@ -60,7 +60,7 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
         // SAFETY: a unit touches its own rows only.
         let tensors = unsafe { Tensors::written(call) };
         let numbers = expanded[grid.segment(unit)].sources();
-        dispatch(Block { grid, unit, tensors, numbers, sums: None });
+        dispatch(Either(Block { grid, unit, tensors, numbers, sums: None }));
     });
     sums
 }
@@ -73,7 +73,7 @@ fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, slabs: &[Slab], sums: &mut
         // SAFETY: each unit has sums of its own.
         let sums = unsafe { shared.target() }.run(unit * 2 * grid.width, 2 * grid.width);
         let numbers = expanded[grid.segment(unit)].sources();
-        dispatch(Block { grid, unit, tensors: Tensors::read(call), numbers, sums: Some(sums) });
+        dispatch(Either(Block { grid, unit, tensors: Tensors::read(call), numbers, sums: Some(sums) }));
     });
     for (segment, sums) in sums.chunks_mut(call.shape.channels()).enumerate() {
         let columns = totals.add_up(segment * grid.blocks..(segment + 1) * grid.blocks);
@@ -126,7 +126,7 @@ impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN>
 impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN> {
     #[inline(always)]
     fn head(self, block: Run) -> usize {
-        self.tensors.head::<S>(block)
+        self.tensors.before_line::<S>(block)
     }
     #[inline(always)]
     fn write(self, constants: Constants<S>, span: Span) {
@@ -143,22 +143,16 @@ struct Block<'a, T> {
     sums: Option<Target<'a, f32>>,
 }
 
-impl<T: Element> Kernel for Block<'_, T> {
+impl<T: Element> Specialized for Block<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        match self.tensors.is_plain() {
-            true => self.walk::<S, true>(),
-            false => self.walk::<S, false>(),
-        }
-        S::fence();
+    fn is_plain(&self) -> bool {
+        self.tensors.is_plain()
     }
-}
 
-impl<T: Element> Block<'_, T> {
     #[inline(always)]
-    fn walk<S: Simd, const PLAIN: bool>(self) {
+    fn run<S: Simd, const PLAIN: bool>(self) {
         let Self { grid, unit, tensors, numbers, sums } = self;
         let columns = Columns::<T, PLAIN> { tensors, numbers };
         match sums {

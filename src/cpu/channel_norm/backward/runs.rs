@@ -2,7 +2,7 @@
 
 use super::{
     super::geometry::{Geometry, Pieces},
-    Call, Constants, Slab, Tensors,
+    Call, Constants, Either, Slab, Specialized, Tensors,
 };
 use crate::{
     Element,
@@ -10,7 +10,7 @@ use crate::{
         memory::{Run, SHORT_RUN, Shared, Span, for_spans},
         moments::{CHAIN, Sums},
         parallel,
-        simd::{Kernel, LANES, Lanes, Simd, dispatch},
+        simd::{LANES, Lanes, Simd, dispatch},
     },
 };
 
@@ -68,7 +68,7 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_
                 out.target().slice(first * group, len * group),
             )
         };
-        dispatch(Fused { call, geometry, first: first * group, tensors, slabs, sums, written });
+        dispatch(Either(Fused { call, geometry, first: first * group, tensors, slabs, sums, written }));
     });
     sums
 }
@@ -85,22 +85,16 @@ struct Fused<'a, T> {
     written: bool,
 }
 
-impl<T: Element> Kernel for Fused<'_, T> {
+impl<T: Element> Specialized for Fused<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        match self.tensors.is_plain() {
-            true => self.each::<S, true>(),
-            false => self.each::<S, false>(),
-        }
-        S::fence();
+    fn is_plain(&self) -> bool {
+        self.tensors.is_plain()
     }
-}
 
-impl<T: Element> Fused<'_, T> {
     #[inline(always)]
-    fn each<S: Simd, const PLAIN: bool>(self) {
+    fn run<S: Simd, const PLAIN: bool>(self) {
         let Self { call, geometry, first, tensors, slabs, sums, written } = self;
         let group = call.shape.group();
         for start in (0..slabs.len()).step_by(group) {
@@ -235,13 +229,13 @@ fn sum_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums: &mut [Sum
     let out = Shared::new(&mut of_parts);
     parallel::for_each(sums.len() * parts, call.bytes, |unit| {
         let (slab, part) = (unit / parts, unit % parts);
-        let sums = dispatch(OnePart {
+        let sums = dispatch(Either(OnePart {
             geometry,
             tensors: Tensors::read(call),
             slab,
             part,
             constants: call.slab(slab),
-        });
+        }));
         // SAFETY: each unit sets its own.
         unsafe { out.target() }.set(unit, sums);
     });
@@ -259,16 +253,18 @@ struct OnePart<'a, T> {
     constants: Slab,
 }
 
-impl<T: Element> Kernel for OnePart<'_, T> {
+impl<T: Element> Specialized for OnePart<'_, T> {
     type Output = Sums;
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> Sums {
+    fn is_plain(&self) -> bool {
+        self.tensors.is_plain()
+    }
+
+    #[inline(always)]
+    fn run<S: Simd, const PLAIN: bool>(self) -> Sums {
         let Self { geometry, tensors, slab, part, constants } = self;
-        match tensors.is_plain() {
-            true => part_sums::<S, T, true>(&geometry, tensors, slab, part, &constants),
-            false => part_sums::<S, T, false>(&geometry, tensors, slab, part, &constants),
-        }
+        part_sums::<S, T, PLAIN>(&geometry, tensors, slab, part, &constants)
     }
 }
 
@@ -278,7 +274,7 @@ fn write_pieces<T: Element>(call: &Call<'_, T>, slabs: &[Slab]) {
     parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
         let tensors = unsafe { Tensors::written(call) };
-        dispatch(Unit { pieces, unit, slabs, tensors });
+        dispatch(Either(Unit { pieces, unit, slabs, tensors }));
     });
 }
 
@@ -290,22 +286,16 @@ struct Unit<'a, T> {
     tensors: Tensors<'a, T>,
 }
 
-impl<T: Element> Kernel for Unit<'_, T> {
+impl<T: Element> Specialized for Unit<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        match self.tensors.is_plain() {
-            true => self.each::<S, true>(),
-            false => self.each::<S, false>(),
-        }
-        S::fence();
+    fn is_plain(&self) -> bool {
+        self.tensors.is_plain()
     }
-}
 
-impl<T: Element> Unit<'_, T> {
     #[inline(always)]
-    fn each<S: Simd, const PLAIN: bool>(self) {
+    fn run<S: Simd, const PLAIN: bool>(self) {
         for (slab, run) in self.pieces.unit(self.unit) {
             self.tensors.prefetch_ends::<S>(run);
             write::<S, T, PLAIN>(self.tensors, self.slabs[slab].splat(), run);
