@@ -251,8 +251,11 @@ impl<'a, T> Target<'a, T> {
     /// they are written in part, and what is streamed after them would wait.
     #[inline(always)]
     pub(super) fn prefetch_ends<S: Simd>(self, stream: bool) {
+        if !stream {
+            return;
+        }
         for end in [self.to, self.to.wrapping_add(self.len)] {
-            if stream && !end.addr().is_multiple_of(LINE_BYTES) {
+            if !end.addr().is_multiple_of(LINE_BYTES) {
                 S::prefetch(end.cast_const().cast());
             }
         }

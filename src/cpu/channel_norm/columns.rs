@@ -221,8 +221,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
         })
         .collect();
     parallel::for_each(grid.units(), call.bytes, |unit| {
-        // The last rows are the ones that are most likely still in a cache.
-        let unit = grid.units() - 1 - unit;
+        let unit = grid.last_first(unit);
         let [high, factor, term] = &expanded[grid.segment(unit)];
         // SAFETY: a unit touches its own rows only.
         let y = unsafe { call.y.target() };

@@ -194,48 +194,65 @@ fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
     if by_columns(call.shape) {
         return columns::normalize(call, mean, rstd);
     }
-    let group = call.shape.group();
-    let of_slab = |index| {
-        let slab = call.slab(index, mean[index / group], rstd[index / group]);
-        (slab, slab.scale())
-    };
+    let statistics = Statistics { mean, rstd };
     // Where a slab has several runs, its numbers serve them all.
     let slabs: Vec<_> = match call.shape.outer() {
         1 => Vec::new(),
-        _ => (0..call.shape.slabs()).map(of_slab).collect(),
+        _ => (0..call.shape.slabs()).map(|index| statistics.slab(call, index)).collect(),
     };
-    let of_slab = |index: usize| slabs.get(index).copied().unwrap_or_else(|| of_slab(index));
     let pieces = Pieces::new(call.shape);
     parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
         let y = unsafe { call.y.target() };
-        let residual = call.residual.map(Source::new);
-        dispatch(Unit { pieces, unit, of_slab, finish: call.finish, x: call.source(y), residual, y });
+        dispatch(Unit { call, statistics, slabs: &slabs, pieces, unit, y });
     });
 }
 
+/// What is there.
+#[derive(Clone, Copy)]
+struct Statistics<'a> {
+    mean: &'a [f64],
+    rstd: &'a [f64],
+}
+
+impl Statistics<'_> {
+    fn slab<T: Element>(self, call: &Call<'_, T>, index: usize) -> (Slab, Option<Scale>) {
+        let statistic = index / call.shape.group();
+        let slab = call.slab(index, self.mean[statistic], self.rstd[statistic]);
+        (slab, slab.scale())
+    }
+}
+
 /// Some pieces.
-struct Unit<'a, T, F> {
+struct Unit<'a, T> {
+    call: &'a Call<'a, T>,
+    statistics: Statistics<'a>,
+    /// Those that are known.
+    slabs: &'a [(Slab, Option<Scale>)],
     pieces: Pieces,
     unit: usize,
-    of_slab: F,
-    finish: Finish,
-    x: Source<'a, T>,
-    residual: Option<Source<'a, T>>,
     y: Target<'a, T>,
 }
 
-impl<T: Element, F: Fn(usize) -> (Slab, Option<Scale>)> Kernel for Unit<'_, T, F> {
+impl<T: Element> Kernel for Unit<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { pieces, unit, of_slab, finish, x, residual, y } = self;
-        for (slab, run) in pieces.unit(unit) {
-            let (slab, scale) = of_slab(slab);
+        let Self { call, slabs, y, .. } = self;
+        let (x, residual, finish) = (call.source(y), call.residual.map(Source::new), call.finish);
+        for (index, run) in self.pieces.unit(self.unit) {
+            let new;
+            let (slab, scale) = match slabs.get(index) {
+                Some(known) => known,
+                None => {
+                    new = self.statistics.slab(call, index);
+                    &new
+                }
+            };
             let y = run.of(y);
             y.prefetch_ends::<S>(finish.past);
-            runs::write::<S, T>(&slab, scale, finish, run.from(x), residual.map(|v| run.from(v)), y);
+            runs::write::<S, T>(slab, *scale, finish, run.from(x), residual.map(|v| run.from(v)), y);
         }
         S::fence();
     }

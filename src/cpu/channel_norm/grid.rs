@@ -37,7 +37,10 @@ pub(super) struct Grid {
 impl Grid {
     pub(super) fn new(shape: ChannelShape) -> Self {
         let columns = shape.channels() * shape.inner();
-        let positions = if STRIP % columns == 0 { STRIP / columns } else { WIDTH.div_ceil(columns) };
+        let positions = match STRIP.is_multiple_of(columns) {
+            true => STRIP / columns,
+            false => WIDTH.div_ceil(columns),
+        };
         // Rows of whole lines, for elements of 2 bytes too, where these are not many times as long.
         let whole = positions.next_multiple_of(LINE >> columns.trailing_zeros().min(LINE.trailing_zeros()));
         let positions = if whole * columns <= 8 * WIDTH { whole } else { positions };
@@ -81,6 +84,15 @@ impl Grid {
     /// Sums of each block, to be added up: two for each column.
     pub(super) fn totals(&self) -> Totals {
         Totals::new(self.units(), 2 * self.width)
+    }
+
+    /// The block to be written as number `unit`. The last ones are the most likely to be still in a cache; some that follow
+    /// each other in memory are read as a stream. One thread of AMD Zen 4, 26 MB in f32 with 64 channels: training forward
+    /// and backward take 3.1 and 5.9 ms one by one, 2.6 and 4.3 by 16; 64 are as fast as 16.
+    pub(super) fn last_first(&self, unit: usize) -> usize {
+        const TOGETHER: usize = 64;
+        let (units, before) = (self.units(), unit / TOGETHER * TOGETHER);
+        units.saturating_sub(before + TOGETHER) + unit - before
     }
 
     /// The segment of a block.
@@ -255,8 +267,8 @@ impl Grid {
         let constants = self.strip_constants(pass, column);
         for row in 0..rows.len() / STRIP {
             let row = rows.run(row * STRIP, STRIP);
-            for k in 0..STRIP_VECTORS {
-                pass.write(constants[k], row.span(Span::new(k * LANES, LANES, STRIP)));
+            for (k, constant) in constants.into_iter().enumerate() {
+                pass.write(constant, row.span(Span::new(k * LANES, LANES, STRIP)));
             }
         }
     }

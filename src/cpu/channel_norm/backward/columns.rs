@@ -55,8 +55,7 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
     }
     let expanded = Expanded::all(call, &grid, &slabs);
     parallel::for_each(grid.units(), call.bytes, |unit| {
-        // The last rows are the ones that are most likely still in a cache.
-        let unit = grid.units() - 1 - unit;
+        let unit = grid.last_first(unit);
         // SAFETY: a unit touches its own rows only.
         let tensors = unsafe { Tensors::written(call) };
         let numbers = expanded[grid.segment(unit)].sources();
