@@ -151,6 +151,8 @@ bool happened_before(const shadow::Access& earlier, const Thread& thread) {
   return false;
 }
 
+bool is_write(Access kind) { return kind == Access::kWrite || kind == Access::kAtomic; }
+
 /// An access under examination.
 struct Request {
   Thread& thread;
@@ -166,7 +168,7 @@ struct Request {
   }
   const char* memory() const { return owner ? "shared" : "global"; }
   bool is_atomic() const { return kind == Access::kAtomic || kind == Access::kPoll; }
-  bool writes() const { return kind == Access::kWrite || kind == Access::kAtomic; }
+  bool writes() const { return is_write(kind); }
 };
 
 [[noreturn]] void fail_race(const Request& request, const shadow::Access& earlier) {
@@ -226,9 +228,10 @@ void check_order(const Request& request, const shadow::Access& earlier, uint32_t
 }
 
 void remember_read(shadow::Cell& cell, const shadow::Access& now, const Thread& thread) {
-  // A poll meets atomic operations without an order; a read of the same thread before it may not.
+  // A poll meets atomic operations without an order; a plain read before it may not.
   const auto replaceable = [&](const shadow::Access& read) {
-    return happened_before(read, thread) || (read.thread == now.thread && read.atomic >= now.atomic);
+    if (read.thread == 0 || read.launch != now.launch) return true;
+    return read.atomic >= now.atomic && happened_before(read, thread);
   };
   shadow::Access& first = cell.reads[0];
   shadow::Access& second = cell.reads[1];
@@ -289,7 +292,7 @@ void check_states(const Request& request) {
 void check_device_access(Thread& thread, const char* p, size_t bytes, Access kind, const void* pc,
                          CacheHint hint) {
   if ((bytes & (bytes - 1)) == 0 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
-    fail_misaligned(p, bytes, kind == Access::kWrite || kind == Access::kAtomic, pc);
+    fail_misaligned(p, bytes, is_write(kind), pc);
   }
   const Block* blocks = scheduler->blocks();
   const size_t in_arenas =

@@ -45,7 +45,7 @@ template <bool kPlanted> int32_t exit_with_copies_on_their_way() {
   return run_copies<kPlanted ? CopyFault::kNeverLands : CopyFault::kNone>();
 }
 
-enum class PollFault { kNone, kNoFenceBefore, kNoFenceAfter, kOneTooMany };
+enum class PollFault { kNone, kNoFenceBefore, kNoFenceAfter, kOneTooMany, kPlainRead };
 
 /// Blocks that are resident together add the partial sums of all, after a barrier made of a counter.
 template <PollFault kFault>
@@ -56,6 +56,7 @@ __global__ void sum_with_counter(const float* x, float* partials, unsigned* arri
   if (kFault != PollFault::kNoFenceBefore) __threadfence();
   atomicAdd(arrived, 1u);
   const unsigned expected = kFault == PollFault::kOneTooMany ? kBlocks + 1 : kBlocks;
+  if (kFault == PollFault::kPlainRead && *arrived > expected) return;
   while (dev::poll(arrived) < expected) {
   }
   if (kFault != PollFault::kNoFenceAfter) __threadfence();
@@ -80,6 +81,9 @@ template <bool kPlanted> int32_t missing_fence_before_counter() {
 }
 template <bool kPlanted> int32_t missing_fence_after_poll() {
   return run_counter<kPlanted ? PollFault::kNoFenceAfter : PollFault::kNone>();
+}
+template <bool kPlanted> int32_t plain_read_of_a_polled_counter() {
+  return run_counter<kPlanted ? PollFault::kPlainRead : PollFault::kNone>();
 }
 template <bool kPlanted> int32_t wait_for_a_block_that_never_comes() {
   return run_counter<kPlanted ? PollFault::kOneTooMany : PollFault::kNone>();

@@ -58,6 +58,7 @@ constexpr Fault kFaults[] = {
     WN_FAULT(exit_with_copies_on_their_way, "synccheck", kAnyBuild),
     WN_FAULT(missing_fence_before_counter, "racecheck", kNeedsChecks),
     WN_FAULT(missing_fence_after_poll, "racecheck", kNeedsChecks),
+    WN_FAULT(plain_read_of_a_polled_counter, "racecheck", kNeedsChecks),
     WN_FAULT(wait_for_a_block_that_never_comes, "synccheck", kAnyBuild),
     WN_FAULT(empty_grid, "launch", kAnyBuild),
     WN_FAULT(block_too_large, "launch", kAnyBuild),
