@@ -210,6 +210,8 @@ impl TeamOrder {
                         Join::Cluster => teams * size <= resident / 2,
                         Join::Grid => true,
                     };
+                    // Of a small tensor, launches are most of the time. (Forward only averages of running statistics are
+                    // folded, but what is planned for does not say whether there are any.)
                     if !folds && walk.shape.segments() > 1 && bytes <= SMALL_TENSOR {
                         continue;
                     }
