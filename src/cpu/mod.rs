@@ -4,6 +4,7 @@ mod channel_norm;
 #[allow(unsafe_code)]
 mod memory;
 mod moments;
+#[allow(unsafe_code)]
 mod parallel;
 mod params;
 #[allow(unsafe_code)] // likewise

@@ -38,7 +38,6 @@ fn walk<S: Simd>(work: &impl ByRows, rows: Range<usize>) {
         work.rows::<S, 1>(row);
         row += 1;
     }
-    S::fence();
 }
 
 /// Where rows lie in a tensor whose blocks of rows start `stride` apart.

@@ -183,9 +183,15 @@ pub(super) trait Simd: Copy {
     /// Has the caches fetch the line of an address, where there is one.
     #[inline(always)]
     fn prefetch(_: *const u8) {}
-    /// Makes what was streamed visible to whom this thread hands its work to.
-    #[inline(always)]
-    fn fence() {}
+}
+
+/// Makes what this thread has streamed visible to whom it tells that it is there.
+pub(super) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every CPU of this architecture has it.
+    unsafe {
+        core::arch::x86_64::_mm_sfence();
+    }
 }
 
 /// Work that is compiled for every instruction set.

@@ -9,7 +9,7 @@ use crate::{
         Cpu,
         memory::{Run, Shared, Source, Span, Target, copy},
         moments::Sums,
-        parallel,
+        parallel::{self, Way},
         params::{Params, store_grads},
         simd::{Kernel, Lanes, Simd},
     },
@@ -30,6 +30,8 @@ struct Call<'a, T> {
     training: bool,
     dx: Option<Shared<'a, T>>,
     dresidual: Option<Shared<'a, T>>,
+    /// The tensors are in no cache.
+    far: bool,
     /// Past the caches.
     past: bool,
     bytes: usize,
@@ -112,7 +114,7 @@ impl<'a, T: Element> Tensors<'a, T> {
             activation: call.activation,
             training: call.training,
             past: call.past,
-            far: parallel::is_far(call.bytes),
+            far: call.far,
         }
     }
 
@@ -206,12 +208,10 @@ impl<W: Specialized> Kernel for Either<W> {
 
     #[inline(always)]
     fn run<S: Simd>(self) -> W::Output {
-        let output = match self.0.is_plain() {
+        match self.0.is_plain() {
             true => self.0.run::<S, true>(),
             false => self.0.run::<S, false>(),
-        };
-        S::fence();
-        output
+        }
     }
 }
 
@@ -232,6 +232,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         .count();
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
+    let far = parallel::is_far(bytes, Way::Winding);
     let call = Call {
         shape,
         x,
@@ -244,7 +245,8 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         training,
         dx: dx.map(Shared::new),
         dresidual: dresidual.map(Shared::new),
-        past: parallel::streams::<T>(bytes, run),
+        far,
+        past: parallel::streams::<T>(far, run),
         bytes,
     };
     let sums = match (shape.is_empty(), by_columns(shape)) {

@@ -130,7 +130,7 @@ fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Sums>
         let (y, sums) = unsafe { (call.y.target(), shared.target()) };
         let sums = sums.run(unit * 2 * grid.width, 2 * grid.width);
         let shifted = Shifted { x: call.source(y), shifts: Source::new(&expanded[segment]) };
-        dispatch(BlockSums { grid, unit, shifted, sums, far: parallel::is_far(call.bytes) });
+        dispatch(BlockSums { grid, unit, shifted, sums, far: call.far });
     });
     let mut sums = vec![Sums::default(); shifts.len()];
     for (segment, sums) in sums.chunks_mut(channels).enumerate() {
@@ -234,7 +234,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
             past: call.finish.past,
         };
         let (finish, residual) = (call.finish, call.residual.map(Source::new));
-        dispatch(Block { grid, unit, scaled, finish, residual, far: parallel::is_far(call.bytes) });
+        dispatch(Block { grid, unit, scaled, finish, residual, far: call.far });
     });
     // SAFETY: the units are done.
     let y = unsafe { call.y.target() };
@@ -283,7 +283,6 @@ impl<T: Element> Kernel for Block<'_, T> {
                 grid.write::<S, T, _>(unit, Finished { scaled, activation, residual }, far);
             }
         }
-        S::fence();
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         Cpu,
         memory::{Shared, Source, Target},
         moments::{Moments, Sums},
-        parallel,
+        parallel::{self, Way},
         params::Params,
         simd::{Kernel, Simd, dispatch},
     },
@@ -32,6 +32,8 @@ pub(super) struct Call<'a, T> {
     pub(super) params: Params<'a>,
     pub(super) eps: f32,
     pub(super) finish: Finish,
+    /// The tensors are in no cache.
+    pub(super) far: bool,
     pub(super) bytes: usize,
 }
 
@@ -55,6 +57,11 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
     let tensors = 2 + usize::from(residual.is_some());
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
+    let way = match source {
+        ForwardSource::Batch { .. } if !by_columns(shape) && shape.outer() > 1 => Way::Winding,
+        _ => Way::Straight,
+    };
+    let far = parallel::is_far(bytes, way);
     let call = Call {
         shape,
         x: x.map(|x| &x[..shape.len()]),
@@ -62,7 +69,8 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
         y: Shared::new(&mut y[..shape.len()]),
         params: Params::of(&affine, shape.channels()),
         eps,
-        finish: Finish { activation, past: x.is_some() && parallel::streams::<T>(bytes, run) },
+        finish: Finish { activation, past: x.is_some() && parallel::streams::<T>(far, run) },
+        far,
         bytes,
     };
     match source {
@@ -163,7 +171,6 @@ impl<T: Element> Kernel for Fused<'_, T> {
                 }
             }
         }
-        S::fence();
     }
 }
 
@@ -254,7 +261,6 @@ impl<T: Element> Kernel for Unit<'_, T> {
             y.prefetch_ends::<S>(finish.past);
             runs::write::<S, T>(slab, *scale, finish, run.from(x), residual.map(|v| run.from(v)), y);
         }
-        S::fence();
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
         Cpu,
         memory::{Shared, Source, Span, Target, for_spans},
         moments::CHAIN,
-        parallel,
+        parallel::{self, Way},
         params::{Params, store_grads},
         simd::{Kernel, LANES, Lanes, Simd, dispatch},
         totals::Totals,
@@ -53,7 +53,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
         rstd,
         dx: dx.map(|v| (Shared::new(v.data), place(v.stride))),
         sums_wanted: !grads.is_none(),
-        stream: parallel::streams::<T>(bytes, shape.cols()),
+        stream: parallel::streams::<T>(parallel::is_far(bytes, Way::Winding), shape.cols()),
     };
     // No rows are no reason to look for the first one's elements.
     let rows = if shape.is_empty() { 0 } else { shape.rows() };

@@ -5,7 +5,7 @@ use crate::{
         Cpu,
         memory::{Shared, Source, Span, Target, for_spans},
         moments::{CHAIN, Chains, Moments, Sums},
-        parallel,
+        parallel::{self, Way},
         params::Params,
         simd::{Kernel, LANES, Lanes, Simd, dispatch},
     },
@@ -42,9 +42,10 @@ pub(in crate::cpu) fn forward<T: Element>(shape: RowShape, args: RowNormForward<
     let RowNormForward { x, y, sum, affine, eps, weight_offset, rms, mean, rstd } = args;
     let place = |stride| Place { shape, stride };
     let bytes = 2 * shape.len() * size_of::<T>();
+    let far = parallel::is_far(bytes, Way::Winding);
     let call = Call {
         shape,
-        stream: x.is_some() && parallel::streams::<T>(bytes, shape.cols()),
+        stream: x.is_some() && parallel::streams::<T>(far, shape.cols()),
         x: x.map(|x| (x.data, place(x.stride))),
         y: (Shared::new(y.data), place(y.stride)),
         sum: sum.map(|RowSum { residual, h }| SumOf {

@@ -216,12 +216,6 @@ impl Simd for Avx2 {
         // SAFETY: every CPU of this architecture has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
     }
-
-    #[inline(always)]
-    fn fence() {
-        // SAFETY: every CPU of this architecture has it.
-        unsafe { _mm_sfence() };
-    }
 }
 
 /// Masks of the first `n` of 16 words.
@@ -360,12 +354,6 @@ impl Simd for Avx512 {
     fn prefetch(from: *const u8) {
         // SAFETY: every CPU of this architecture has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
-    }
-
-    #[inline(always)]
-    fn fence() {
-        // SAFETY: every CPU of this architecture has it.
-        unsafe { _mm_sfence() };
     }
 }
 

@@ -18,24 +18,26 @@ use crate::{
 struct Expanded([Vec<f32>; 6]);
 
 impl Expanded {
+    /// The last two follow from the sums over the slabs.
     fn new(grid: &Grid, slabs: &[Slab]) -> Self {
+        let zeros = grid.expand(|_| 0.0);
         Self([
             grid.expand(|channel| slabs[channel].mean),
             grid.expand(|channel| slabs[channel].rstd),
             grid.expand(|channel| slabs[channel].weight),
             grid.expand(|channel| slabs[channel].bias),
-            grid.expand(|channel| slabs[channel].mean_g),
-            grid.expand(|channel| slabs[channel].slope),
+            zeros.clone(),
+            zeros,
         ])
+    }
+
+    fn complete(&mut self, grid: &Grid, slabs: &[Slab]) {
+        self.0[4] = grid.expand(|channel| slabs[channel].mean_g);
+        self.0[5] = grid.expand(|channel| slabs[channel].slope);
     }
 
     fn sources(&self) -> [Source<'_, f32>; 6] {
         self.0.each_ref().map(|v| Source::new(v))
-    }
-
-    /// Of all segments.
-    fn all<T: Element>(call: &Call<'_, T>, grid: &Grid, slabs: &[Slab]) -> Vec<Self> {
-        slabs.chunks(call.shape.channels()).map(|slabs| Self::new(grid, slabs)).collect()
     }
 }
 
@@ -44,8 +46,10 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
     let (shape, grid) = (call.shape, Grid::new(call.shape));
     let mut slabs: Vec<Slab> = (0..shape.slabs()).map(|slab| call.slab(slab)).collect();
     let mut sums = vec![Sums::default(); shape.slabs()];
+    let mut expanded: Vec<_> =
+        slabs.chunks(shape.channels()).map(|slabs| Expanded::new(&grid, slabs)).collect();
     if sums_wanted || call.training && call.dx.is_some() {
-        add_up(call, grid, &slabs, &mut sums);
+        add_up(call, grid, &expanded, &mut sums);
     }
     if call.dx.is_none() && call.dresidual.is_none() {
         return sums;
@@ -53,7 +57,9 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
     for (slabs, sums) in slabs.chunks_mut(shape.group()).zip(sums.chunks(shape.group())) {
         call.complete(slabs, sums);
     }
-    let expanded = Expanded::all(call, &grid, &slabs);
+    for (expanded, slabs) in expanded.iter_mut().zip(slabs.chunks(shape.channels())) {
+        expanded.complete(&grid, slabs);
+    }
     parallel::for_each(grid.units(), call.bytes, |unit| {
         let unit = grid.last_first(unit);
         // SAFETY: a unit touches its own rows only.
@@ -64,8 +70,7 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
     sums
 }
 
-fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, slabs: &[Slab], sums: &mut [Sums]) {
-    let expanded = Expanded::all(call, &grid, slabs);
+fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, expanded: &[Expanded], sums: &mut [Sums]) {
     let mut totals = grid.totals();
     let shared = totals.shared();
     parallel::for_each(grid.units(), call.bytes, |unit| {

@@ -1,0 +1,88 @@
+use core::{
+    any::Any,
+    hint::spin_loop,
+    mem::transmute,
+    panic::AssertUnwindSafe,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use std::{
+    panic::{catch_unwind, resume_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    thread::yield_now,
+};
+
+/// Calls `body` with each of `0..count`, on this thread and up to `threads - 1` of the pool that it is in.
+///
+/// This thread begins at once, and waits for those only that have begun: where the pool is asleep or has other things to
+/// do, it does everything itself.
+pub(super) fn share(count: usize, threads: usize, body: &(dyn Fn(usize) + Sync)) {
+    // SAFETY: only the lifetime is another one; `Ranges::work` says why that is long enough.
+    let body =
+        unsafe { transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(body) };
+    let ranges = Arc::new(Ranges {
+        body,
+        count,
+        taken: AtomicUsize::new(0),
+        done: AtomicUsize::new(0),
+        panic: Mutex::new(None),
+    });
+    ranges.clone().help(0, threads);
+    ranges.wait();
+    let panic = ranges.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
+}
+
+/// Ranges of work that threads take one after another.
+struct Ranges {
+    body: *const (dyn Fn(usize) + Sync),
+    count: usize,
+    taken: AtomicUsize,
+    done: AtomicUsize,
+    /// The first one of a range.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: what `body` points to may be called from any thread, and the rest may cross them.
+unsafe impl Send for Ranges {}
+// SAFETY: likewise.
+unsafe impl Sync for Ranges {}
+
+impl Ranges {
+    /// What thread `index` does. Each wakes two more, so that the first need not wake them all.
+    fn help(self: Arc<Self>, index: usize, threads: usize) {
+        for next in 2 * index + 1..(2 * index + 3).min(threads) {
+            let ranges = self.clone();
+            rayon::spawn(move || ranges.help(next, threads));
+        }
+        self.work();
+    }
+
+    fn work(&self) {
+        loop {
+            let range = self.taken.fetch_add(1, Ordering::Relaxed);
+            if range >= self.count {
+                return;
+            }
+            // SAFETY: `share` has borrowed it, and does not return before this range is done.
+            let body = unsafe { &*self.body };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(range))) {
+                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            }
+            // What the range has written is there for whom this tells that it is done.
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Until all ranges are done. They are short, so that it is not worth to sleep meanwhile.
+    fn wait(&self) {
+        /// Of some nanoseconds each, before others that want this processor have it.
+        const SPINS: usize = 1 << 10;
+        let mut spins = 0;
+        while self.done.load(Ordering::Acquire) < self.count {
+            spins += 1;
+            if spins < SPINS { spin_loop() } else { yield_now() }
+        }
+    }
+}
