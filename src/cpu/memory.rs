@@ -319,6 +319,11 @@ impl<T: Element> Target<'_, T> {
 
 /// Runs the body for the spans of a run: all of them full but the last and, where `head` is not 0, the first.
 ///
+/// With `v = load` the body has the value `v` of `load` for its span, loaded before the body of the span before it stores:
+/// a load waits for an earlier store that has the last 12 bits of its address in common with it, and two tensors that were
+/// allocated one after the other often lie so. AMD Zen 4, normalization of 26 MB in f32 whose output lies 16, 48 and 64 bytes
+/// further in its page than the input: 1.21, 2.23 and 1.17 ms, instead of 1.13, 1.11 and 1.08.
+///
 /// A macro because a closure that the compiler does not inline is not compiled for the instruction set.
 macro_rules! for_spans {
     ($len:expr, $head:expr, |$span:ident| $body:block) => {{
@@ -337,6 +342,40 @@ macro_rules! for_spans {
         }
         if at < len {
             let $span = Span::new(at, len - at, len);
+            $body;
+        }
+    }};
+    ($len:expr, $head:expr, |$span:ident| $v:ident = $load:expr, $body:block) => {{
+        use $crate::cpu::{memory::Span, simd::LANES};
+        let (len, head): (usize, usize) = ($len, $head);
+        let mut at = 0;
+        if head > 0 {
+            let $span = Span::new(0, head, len);
+            let $v = $load;
+            $body;
+            at = head;
+        }
+        if len - at >= LANES {
+            let $span = Span::new(at, LANES, len);
+            let mut next = $load;
+            loop {
+                let ($v, here) = (next, at);
+                at += LANES;
+                let is_last = len - at < LANES;
+                if !is_last {
+                    let $span = Span::new(at, LANES, len);
+                    next = $load;
+                }
+                let $span = Span::new(here, LANES, len);
+                $body;
+                if is_last {
+                    break;
+                }
+            }
+        }
+        if at < len {
+            let $span = Span::new(at, len - at, len);
+            let $v = $load;
             $body;
         }
     }};

@@ -9,7 +9,7 @@ use super::simd;
 
 /// Bytes that a call moves from which on it is worth to wake other threads, which takes some 10 us for each pass. Two threads
 /// of AMD Zen 4 instead of one: BatchNorm in f32 of 1.6 MB 43 us instead of 33, LayerNorm in f16 of 2.1 MB 150 instead of 237.
-const WORTH_THREADS: usize = 2 << 20;
+const WORTH_THREADS: usize = 512 << 10;
 
 /// Bytes read and written from which on results are written past the caches, by the way through the tensors. One thread of
 /// AMD Zen 4 with a last cache of 32 MiB, instead of through the caches, in ms: winding, BatchNorm training in f16 of 26 MB

@@ -133,15 +133,21 @@ impl<'a, T: Element> Tensors<'a, T> {
         self.activation == Activation::None && self.dresidual.is_none() && self.training
     }
 
+    /// `x` and `dy`.
+    #[inline(always)]
+    fn load<S: Simd>(self, span: Span) -> [Lanes<S>; 2] {
+        [self.x.load(span), self.dy.load(span)]
+    }
+
     /// The gradient of what the activation was given, and `x_hat`.
     #[inline(always)]
     fn gradient<S: Simd, const PLAIN: bool>(
         self,
         constants: Constants<S>,
+        [x, dy]: [Lanes<S>; 2],
         span: Span,
     ) -> (Lanes<S>, Lanes<S>) {
-        let x_hat = (self.x.load(span) - constants.mean) * constants.rstd;
-        let dy = self.dy.load(span);
+        let x_hat = (x - constants.mean) * constants.rstd;
         if PLAIN || self.activation == Activation::None {
             return (dy, x_hat);
         }
@@ -154,8 +160,8 @@ impl<'a, T: Element> Tensors<'a, T> {
     }
 
     #[inline(always)]
-    fn write<S: Simd, const PLAIN: bool>(self, constants: Constants<S>, span: Span) {
-        let (d, x_hat) = self.gradient::<S, PLAIN>(constants, span);
+    fn write<S: Simd, const PLAIN: bool>(self, constants: Constants<S>, loaded: [Lanes<S>; 2], span: Span) {
+        let (d, x_hat) = self.gradient::<S, PLAIN>(constants, loaded, span);
         if !PLAIN && let Some(dresidual) = self.dresidual {
             dresidual.store(span, d, self.past);
         }

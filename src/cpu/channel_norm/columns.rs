@@ -299,8 +299,8 @@ copy!(Scaled);
 
 impl<T: Element> Scaled<'_, T> {
     #[inline(always)]
-    fn z<S: Simd>(self, [high, factor, term]: [Lanes<S>; 3], span: Span) -> Lanes<S> {
-        (self.x.load(span) - high).mul_add(factor, term)
+    fn z<S: Simd>(self, [high, factor, term]: [Lanes<S>; 3], x: Lanes<S>) -> Lanes<S> {
+        (x - high).mul_add(factor, term)
     }
 }
 
@@ -315,13 +315,19 @@ impl<S: Simd, T: Element> Pass<S> for Scaled<'_, T> {
 }
 
 impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
+    type Loaded = Lanes<S>;
+
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         block.of(self.y).before_line::<S>(self.past)
     }
     #[inline(always)]
-    fn write(self, constants: [Lanes<S>; 3], span: Span) {
-        self.y.store(span, self.z(constants, span), self.past);
+    fn load(self, span: Span) -> Lanes<S> {
+        self.x.load(span)
+    }
+    #[inline(always)]
+    fn write(self, constants: [Lanes<S>; 3], x: Lanes<S>, span: Span) {
+        self.y.store(span, self.z(constants, x), self.past);
     }
 }
 
@@ -344,13 +350,19 @@ impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
 }
 
 impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
+    type Loaded = Lanes<S>;
+
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         Written::<S>::head(self.scaled, block)
     }
     #[inline(always)]
-    fn write(self, constants: [Lanes<S>; 3], span: Span) {
-        let z = self.scaled.z(constants, span);
+    fn load(self, span: Span) -> Lanes<S> {
+        self.scaled.load(span)
+    }
+    #[inline(always)]
+    fn write(self, constants: [Lanes<S>; 3], x: Lanes<S>, span: Span) {
+        let z = self.scaled.z(constants, x);
         let z = match self.residual {
             Some(residual) => z + residual.load(span),
             None => z,

@@ -127,9 +127,13 @@ pub(super) trait Summed<S: Simd>: Pass<S> {
 
 /// A pass that writes.
 pub(super) trait Written<S: Simd>: Pass<S> {
+    /// What is written with: loaded early, as [`for_spans`] says.
+    type Loaded: Copy;
+
     /// Elements of a block before the first line that can be streamed.
     fn head(self, block: Run) -> usize;
-    fn write(self, constant: Self::Constant, span: Span);
+    fn load(self, span: Span) -> Self::Loaded;
+    fn write(self, constant: Self::Constant, loaded: Self::Loaded, span: Span);
 }
 
 /// Rows that are walked at a time, so that constants and sums are read and written that much less often.
@@ -225,10 +229,10 @@ impl Grid {
     fn write_rows<S: Simd, P: Written<S>, const R: usize>(&self, pass: P, column: usize, rows: [Run; R]) {
         let len = rows[0].len();
         let columns = self.columns(column, len);
-        for_spans!(len, 0, |span| {
+        for_spans!(len, 0, |span| loaded = load_rows::<S, P, R>(pass, rows, span), {
             let constant = pass.constant(columns.span(span));
-            for row in rows {
-                pass.write(constant, row.span(span));
+            for r in 0..R {
+                pass.write(constant, loaded[r], rows[r].span(span));
             }
         });
     }
@@ -265,10 +269,15 @@ impl Grid {
     #[inline(always)]
     fn write_strip<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
         let constants = self.strip_constants(pass, column);
-        for row in 0..rows.len() / STRIP {
-            let row = rows.run(row * STRIP, STRIP);
+        let span = |at| rows.span(Span::new(at, LANES, rows.len()));
+        let mut next = pass.load(span(0));
+        for row in (0..rows.len()).step_by(STRIP) {
             for (k, constant) in constants.into_iter().enumerate() {
-                pass.write(constant, row.span(Span::new(k * LANES, LANES, STRIP)));
+                let (at, loaded) = (row + k * LANES, next);
+                if at + LANES < rows.len() {
+                    next = pass.load(span(at + LANES));
+                }
+                pass.write(constant, loaded, span(at));
             }
         }
     }
@@ -288,6 +297,16 @@ impl Grid {
     fn columns(&self, start: usize, len: usize) -> Run {
         Run::new(start, len, self.width + LINE)
     }
+}
+
+/// What is loaded of a span of several rows.
+#[inline(always)]
+fn load_rows<S: Simd, P: Written<S>, const R: usize>(pass: P, rows: [Run; R], span: Span) -> [P::Loaded; R] {
+    let mut loaded = [pass.load(rows[0].span(span)); R];
+    for r in 1..R {
+        loaded[r] = pass.load(rows[r].span(span));
+    }
+    loaded
 }
 
 /// Rows of a block, `step` apart. A loop, because `from_fn` is a call wherever the compiler finds it too large.

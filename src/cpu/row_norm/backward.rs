@@ -1,4 +1,4 @@
-use super::{ByRows, Place, as_long, splat, walk};
+use super::{ByRows, Place, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -124,10 +124,15 @@ impl<S: Simd, T: Element, const R: usize> Rows<'_, S, T, R> {
         Self { x: self.x.map(|x| x.run(start, len)), dy: self.dy.map(|dy| dy.run(start, len)), ..*self }
     }
 
-    /// `x_hat` and `dy` of row `r`.
+    /// `x` and `dy`.
     #[inline(always)]
-    fn load(&self, r: usize, span: Span) -> (Lanes<S>, Lanes<S>) {
-        ((self.x[r].load(span) - self.mean[r]) * self.rstd[r], self.dy[r].load(span))
+    fn load(&self, span: Span) -> [[Lanes<S>; R]; 2] {
+        [load(self.x, span), load(self.dy, span)]
+    }
+
+    #[inline(always)]
+    fn x_hat(&self, r: usize, x: Lanes<S>) -> Lanes<S> {
+        (x - self.mean[r]) * self.rstd[r]
     }
 }
 
@@ -192,10 +197,11 @@ impl<T: Element> Unit<'_, T> {
                     true => (to_weight.source().load(span), to_bias.source().load(span)),
                     false => (weight, weight),
                 };
+                let [x, dy] = rows.load(span);
                 for r in 0..R {
+                    let dy = dy[r];
                     // Behind the end there are zeros, whose product with an infinity would not be one.
-                    let (x_hat, dy) = rows.load(r, span);
-                    let x_hat = x_hat.first(span.n());
+                    let x_hat = rows.x_hat(r, x[r]).first(span.n());
                     if WANTED {
                         dweight = dy.mul_add(x_hat, dweight);
                         dbias = dbias + dy;
@@ -241,15 +247,14 @@ impl<T: Element> Unit<'_, T> {
         let weight = Source::new(self.call.weight).run(0, cols);
         let [x_ahead, dy_ahead] =
             [self.call.x.1, self.call.dy.1].map(|place| place.of(row + R) - place.of(row));
-        for_spans!(cols, dx[0].head::<S>(past), |span| {
-            let weight = weight.load(span);
+        for_spans!(cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
+            let (weight, [x, dy]) = (weight.load(span), loaded);
             for r in 0..R {
                 // The rows that come next arrive while these ones are written.
                 rows.x[r].prefetch::<S>(span, x_ahead);
                 rows.dy[r].prefetch::<S>(span, dy_ahead);
-                let (x_hat, dy) = rows.load(r, span);
-                let g = (dy * weight) - mean_g[r];
-                let moved = x_hat.mul_add(minus_mean_gx[r], g);
+                let g = (dy[r] * weight) - mean_g[r];
+                let moved = rows.x_hat(r, x[r]).mul_add(minus_mean_gx[r], g);
                 let v = match &dh {
                     Some(dh) => moved.mul_add(rows.rstd[r], dh[r].load(span)),
                     None => moved * rows.rstd[r],

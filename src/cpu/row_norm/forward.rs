@@ -1,4 +1,4 @@
-use super::{ByRows, Place, as_long, splat, walk};
+use super::{ByRows, Place, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -193,8 +193,8 @@ impl<T: Element> Unit<'_, T> {
             let residual =
                 sum.residual.map_or(h.source(), |(v, place)| place.rows::<T, 1>(Source::new(v), row)[0]);
             // In f32 the sum of two 16-bit values has digits enough to be rounded once more without harm.
-            for_spans!(self.call.shape.cols(), 0, |span| {
-                h.store(span, x.load::<S>(span) + residual.load(span), false);
+            for_spans!(self.call.shape.cols(), 0, |span| terms = [x.load::<S>(span), residual.load(span)], {
+                h.store(span, terms[0] + terms[1], false);
             });
         }
     }
@@ -281,10 +281,10 @@ impl<T: Element> Unit<'_, T> {
         let rstd = splat::<S, R>(scales.map(|s| s.rstd));
         let low = splat::<S, R>(scales.map(|s| s.low));
         let past = self.call.stream;
-        for_spans!(cols, y[0].head::<S>(past), |span| {
+        for_spans!(cols, y[0].head::<S>(past), |span| v = load::<S, T, R>(x, span), {
             let (weight, bias) = (weight.load(span), bias.load(span));
             for r in 0..R {
-                let x_hat = (x[r].load::<S>(span) - high[r]).mul_add(rstd[r], low[r]);
+                let x_hat = (v[r] - high[r]).mul_add(rstd[r], low[r]);
                 y[r].store(span, x_hat.mul_add(weight, bias), past);
             }
         });

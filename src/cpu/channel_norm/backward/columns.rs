@@ -122,19 +122,25 @@ impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
 impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN> {
     #[inline(always)]
     fn terms(self, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
-        let (d, x_hat) = self.tensors.gradient::<S, PLAIN>(constants, span);
+        let (d, x_hat) = self.tensors.gradient::<S, PLAIN>(constants, self.tensors.load(span), span);
         [d, d, x_hat]
     }
 }
 
 impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN> {
+    type Loaded = [Lanes<S>; 2];
+
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         self.tensors.before_line::<S>(block)
     }
     #[inline(always)]
-    fn write(self, constants: Constants<S>, span: Span) {
-        self.tensors.write::<S, PLAIN>(constants, span);
+    fn load(self, span: Span) -> [Lanes<S>; 2] {
+        self.tensors.load(span)
+    }
+    #[inline(always)]
+    fn write(self, constants: Constants<S>, loaded: [Lanes<S>; 2], span: Span) {
+        self.tensors.write::<S, PLAIN>(constants, loaded, span);
     }
 }
 

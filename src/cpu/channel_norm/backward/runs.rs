@@ -135,8 +135,8 @@ impl<T: Element> Specialized for Fused<'_, T> {
 
 #[inline(always)]
 fn write<S: Simd, T: Element, const PLAIN: bool>(tensors: Tensors<'_, T>, constants: Constants<S>, run: Run) {
-    for_spans!(run.len(), tensors.head::<S>(run), |span| {
-        tensors.write::<S, PLAIN>(constants, run.span(span));
+    for_spans!(run.len(), tensors.head::<S>(run), |span| loaded = tensors.load(run.span(span)), {
+        tensors.write::<S, PLAIN>(constants, loaded, run.span(span));
     });
 }
 
@@ -206,7 +206,7 @@ impl<S: Simd> Adder<S> {
     #[inline(always)]
     fn push<T: Element, const PLAIN: bool>(&mut self, chain: usize, tensors: Tensors<'_, T>, span: Span) {
         // Behind the end there are zeros, whose product with an infinity would not be one.
-        let (d, x_hat) = tensors.gradient::<S, PLAIN>(self.constants, span);
+        let (d, x_hat) = tensors.gradient::<S, PLAIN>(self.constants, tensors.load(span), span);
         let (d, x_hat) = (d.first(span.n()), x_hat.first(span.n()));
         self.d[chain] = self.d[chain] + d;
         self.dx_hat[chain] = d.mul_add(x_hat, self.dx_hat[chain]);
