@@ -1,4 +1,14 @@
-//! The bits of the CPU's results do not depend on how many threads there are.
+//! The bits of the CPU's results do not depend on how many threads there are, or on what else they do.
+
+use std::{
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use rayon::ThreadPoolBuilder;
 use warpnorm::{
@@ -41,11 +51,8 @@ fn problems(times: usize) -> Vec<Problem> {
 
 fn any_number_of_threads_gives_the_same_bits<T: Element>() {
     for problem in problems(4 / size_of::<T>()) {
-        assert!(
-            2 * problem.dy.len() * size_of::<T>() >= 2 << 20,
-            "{}: one thread's work",
-            describe(&problem)
-        );
+        let bytes = 2 * problem.dy.len() * size_of::<T>();
+        assert!(bytes >= 2 << 20, "{}: too little to be sure that several threads begin", describe(&problem));
         let problem = problem.rounded(T::DTYPE, DType::F32);
         let with = |threads: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -71,4 +78,31 @@ fn any_number_of_threads_gives_the_same_bits_f16() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits_bf16() {
     any_number_of_threads_gives_the_same_bits::<bf16>();
+}
+
+#[test]
+fn a_busy_pool_is_not_waited_for() {
+    let gate = Arc::new(RwLock::new(()));
+    let closed = gate.write().unwrap();
+    let begun = Arc::new(AtomicUsize::new(0));
+    let threads = rayon::current_num_threads();
+    for _ in 0..threads {
+        let (gate, begun) = (gate.clone(), begun.clone());
+        rayon::spawn(move || {
+            begun.fetch_add(1, Ordering::Relaxed);
+            drop(gate.read());
+        });
+    }
+    while begun.load(Ordering::Relaxed) < threads {
+        thread::yield_now();
+    }
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let problem = layer_norm(&[4200, 67], 1, 1);
+        outputs::<f32, _>(&Cpu, &problem, &Options::default());
+        done.send(())
+    });
+    let outcome = is_done.recv_timeout(Duration::from_secs(60));
+    drop(closed);
+    assert_eq!(outcome, Ok(()), "the call still waits for the pool's threads");
 }

@@ -28,9 +28,10 @@ use crate::{
 
 /// Runs on the CPU. Its tensors are plain slices and vectors.
 ///
-/// A call that reads and writes 2 MiB and more is divided among the threads of the [rayon] pool that it is made
-/// from, the global one unless it is made in another's `install`; smaller ones, and all with a pool of one thread, stay on
-/// the calling thread. A call returns when all is done.
+/// A call that reads and writes 512 KiB and more is divided among the thread that makes it and those of the [rayon] pool
+/// that it is made from, the global one unless it is made in another's `install`: as many as the pool has, in all. It waits
+/// only for those that have begun, so a pool that is busy does not hold it up. Smaller calls, and all with a pool of one
+/// thread, stay on the calling thread. A call returns when all is done.
 ///
 /// The same input gives the same bits, whatever the number of threads: how sums are divided follows from the shape alone.
 /// Kernels are compiled for AVX-512, for AVX2 with FMA and F16C, and for what every CPU of the architecture has; the best

@@ -9,6 +9,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -23,7 +24,28 @@ using dnnl::memory;
 using dnnl::normalization_flags;
 using dnnl::prop_kind;
 using Call = std::function<void()>;
-using Values = std::vector<float>;
+
+// Has buffers begin at a line of the cache, as the tensors of PyTorch and JAX do.
+template <class T>
+struct FromLine {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  FromLine() = default;
+  template <class U>
+  FromLine(const FromLine<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  template <class U>
+  bool operator==(const FromLine<U>&) const {
+    return true;
+  }
+  template <class U>
+  bool operator!=(const FromLine<U>&) const {
+    return false;
+  }
+};
+using Values = std::vector<float, FromLine<float>>;
 
 constexpr float kEps = 1e-5f;
 

@@ -86,3 +86,28 @@ impl Ranges {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rayon::ThreadPoolBuilder;
+
+    use super::*;
+
+    #[test]
+    fn each_range_is_done_once_and_a_panic_comes_back() {
+        let pool = ThreadPoolBuilder::new().num_threads(5).build().unwrap();
+        for count in [1, 2, 40, 1000] {
+            for panics_at in [None, Some(count / 2)] {
+                let times: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                let body = |range: usize| {
+                    times[range].fetch_add(1, Ordering::Relaxed);
+                    assert!(Some(range) != panics_at, "range {range}");
+                };
+                let outcome = pool.install(|| catch_unwind(AssertUnwindSafe(|| share(count, 5, &body))));
+                let message = outcome.err().map(|panic| panic.downcast_ref::<String>().cloned().unwrap());
+                assert_eq!(message, panics_at.map(|range| format!("range {range}")));
+                assert!(times.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{count} ranges");
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-use super::{ByRows, Place, as_long, load, splat, walk};
+use super::{ByRows, LONG_ROW, LONG_ROW_WITH_SUMS, Place, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -140,6 +140,11 @@ impl<T: Element> ByRows for Unit<'_, T> {
     #[inline(always)]
     fn cols(&self) -> usize {
         self.call.shape.cols()
+    }
+
+    #[inline(always)]
+    fn long_row(&self) -> usize {
+        if self.call.sums_wanted && size_of::<T>() == 4 { LONG_ROW_WITH_SUMS } else { LONG_ROW }
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 //! output. `serve.py` is the same for the workers in Python.
 
 use std::{
+    alloc::{GlobalAlloc, Layout, System},
     collections::BTreeMap,
     error::Error,
     io::{BufRead, Write},
@@ -11,6 +12,34 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::suite::{self, Case, Extent};
+
+/// Has tensors begin at a line of the cache, as those of PyTorch and JAX do: a `Vec` need not.
+struct FromLine;
+
+/// Bytes.
+const LINE: usize = 64;
+
+impl FromLine {
+    fn layout(layout: Layout) -> Layout {
+        // What is no tensor may stay where it is.
+        if layout.size() < 1024 { layout } else { layout.align_to(LINE).unwrap_or(layout) }
+    }
+}
+
+// SAFETY: the system's allocator, which is given the same layout for the same allocation.
+unsafe impl GlobalAlloc for FromLine {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the size is the caller's.
+        unsafe { System.alloc(Self::layout(layout)) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: `alloc` has made it of this layout.
+        unsafe { System.dealloc(at, Self::layout(layout)) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: FromLine = FromLine;
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
