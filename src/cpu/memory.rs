@@ -319,10 +319,11 @@ impl<T: Element> Target<'_, T> {
 
 /// Runs the body for the spans of a run: all of them full but the last and, where `head` is not 0, the first.
 ///
-/// With `v = load` the body has the value `v` of `load` for its span, loaded before the body of the span before it stores:
-/// a load waits for an earlier store that has the last 12 bits of its address in common with it, and two tensors that were
-/// allocated one after the other often lie so. AMD Zen 4, normalization of 26 MB in f32 whose output lies 16, 48 and 64 bytes
-/// further in its page than the input: 1.21, 2.23 and 1.17 ms, instead of 1.13, 1.11 and 1.08.
+/// With `v = load` the body has the value `v` of `load` for its span; that of a full span is loaded before the body of the
+/// full span before it stores. A load waits for an earlier store that has the last 12 bits of its address in common with it,
+/// and two tensors that were allocated one after the other often lie so. AMD Zen 4, normalization of 26 MB in f32 whose
+/// output lies 16, 48 and 64 bytes further in its page than the input, so / without: 1.13 / 1.21, 1.11 / 2.23 and
+/// 1.08 / 1.17 ms.
 ///
 /// A macro because a closure that the compiler does not inline is not compiled for the instruction set.
 macro_rules! for_spans {

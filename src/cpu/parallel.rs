@@ -7,32 +7,35 @@ mod ranges;
 
 use super::simd;
 
-/// Bytes that a call moves from which on it is worth to wake other threads. Two of AMD Zen 4 instead of one, BatchNorm's
-/// inference: 0.5 MB 18 us instead of 19, 0.8 MB 10 instead of 15, 1.6 MB 12 instead of 20.
+/// Bytes that a call moves from which on it is worth to wake other threads. One / two threads of AMD Zen 4, BatchNorm's
+/// inference in f16: 0.5 MB channels last 19.2 / 18.0 us, 0.8 MB 15.5 / 9.7 us, and forward in training 36 / 34 and
+/// 27.3 / 16.5 us.
 const WORTH_THREADS: usize = 512 << 10;
 
-/// Bytes read and written from which on results are written past the caches, by the way through the tensors. One thread of
-/// AMD Zen 4 with a last cache of 32 MiB, instead of through the caches, in ms: winding, BatchNorm training in f16 of 26 MB
-/// 1.3 instead of 2.0; straight, its inference 0.74 and not 0.59, channels last 0.85 and not 0.68, but in f32 of 51 MB,
-/// channels last, 1.45 instead of 1.94; two threads, GroupNorm in f32 of 21 MB 0.41 and not 0.22.
+/// Bytes read and written from which on results are written past the caches, by the way through the tensors. AMD Zen 4 with
+/// a last cache of 32 MiB, streamed / through the caches, in ms. Winding: BatchNorm forward in training, f16, 26 MB 1.3 / 2.0;
+/// LayerNorm forward and backward, f16, 17 and 25 MB 2.3 / 3.0. Straight: BatchNorm's inference, f16, 26 MB 0.74 / 0.59, and
+/// channels last 0.85 / 0.68, forward in training 1.28 / 1.17; GroupNorm forward, f32, 21 MB 0.56 / 0.48, with two threads
+/// 0.41 / 0.22; but BatchNorm's inference, f32, channels last, 51 MB 1.45 / 1.94.
 const FAR_WINDING: usize = 16 << 20;
 const FAR_STRAIGHT: usize = 28 << 20;
 
 /// Bytes of a run that is written past the caches, at least: the lines at its ends are written in part.
 const STREAMED_RUN: usize = 4 << 10;
 
-/// Ranges of units per thread: more than one, so that a thread that is late does not hold up the others.
+/// Ranges of units per thread: more than one, so that a thread that is late does not hold up the others. A guess.
 const RANGES_PER_THREAD: usize = 8;
 
 /// How a call goes through its tensors.
 #[derive(Clone, Copy)]
 pub(super) enum Way {
-    /// In the order of memory, to write one.
+    /// Forward, through long stretches of memory.
     Straight,
+    /// From run to run of a channel; or part of a step of training, of which more than its tensors is to stay in the caches.
     Winding,
 }
 
-/// Whether so many bytes are in no cache.
+/// Whether so many bytes are taken to be in no cache.
 pub(super) fn is_far(bytes: usize, way: Way) -> bool {
     #[cfg(test)]
     if let Some(far) = FORCED.get() {

@@ -12,13 +12,14 @@ use super::{
 };
 use crate::{Element, shape::RowShape};
 
-/// Longer rows are worked on one at a time: memory is read faster as one stream than as four. One thread of AMD Zen 4, rows
-/// one at a time and by four: forward in f32, 4,096 rows of 768 take 0.52 ms and 1.6; backward in f16, 1,024 of 4,096 take
-/// 1.6 and 3.0.
+/// Longer rows are worked on one at a time, others by four: memory is read faster as one stream than as four. One thread of
+/// AMD Zen 4, one at a time / by four: forward in f32, 4,096 rows of 768 0.52 / 1.65 ms; backward in f16, 1,024 of 4,096
+/// 1.6 / 3.0 ms.
 const LONG_ROW: usize = 256;
 
-/// The same backward in f32, where the sums of columns are read and written for each row or for four: 1,024 rows of 4,096
-/// take 3.3 ms and 2.6, 4,096 of 768 with two threads 1.11 and 1.06. Of longer rows four do not fit in a cache.
+/// Backward in f32 longer rows are worked on by four, since the sums of their columns are read and written for each row or
+/// for four of them: 1,024 rows of 4,096 3.3 / 2.6 ms; 4,096 of 768 with two threads 1.11 / 1.06 ms. The end is a guess: four
+/// rows of two tensors in a cache of 256 KiB.
 const LONG_ROW_WITH_SUMS: usize = 8192;
 
 /// Work on some of the rows of a call.

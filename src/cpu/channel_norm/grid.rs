@@ -269,15 +269,15 @@ impl Grid {
     #[inline(always)]
     fn write_strip<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
         let constants = self.strip_constants(pass, column);
-        let span = |at| rows.span(Span::new(at, LANES, rows.len()));
-        let mut next = pass.load(span(0));
-        for row in (0..rows.len()).step_by(STRIP) {
+        let len = rows.len();
+        let mut next = pass.load(rows.span(Span::new(0, LANES, len)));
+        for row in (0..len).step_by(STRIP) {
             for (k, constant) in constants.into_iter().enumerate() {
                 let (at, loaded) = (row + k * LANES, next);
-                if at + LANES < rows.len() {
-                    next = pass.load(span(at + LANES));
+                if at + LANES < len {
+                    next = pass.load(rows.span(Span::new(at + LANES, LANES, len)));
                 }
-                pass.write(constant, loaded, span(at));
+                pass.write(constant, loaded, rows.span(Span::new(at, LANES, len)));
             }
         }
     }

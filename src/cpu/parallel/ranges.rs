@@ -13,8 +13,8 @@ use std::{
 
 /// Calls `body` with each of `0..count`, on this thread and up to `threads - 1` of the pool that it is in.
 ///
-/// This thread begins at once, and waits for those only that have begun: where the pool is asleep or has other things to
-/// do, it does everything itself.
+/// This thread works too, and waits for those only that have begun: where the pool is asleep or has other things to do, it
+/// does everything itself, and leaves two small jobs behind that will find nothing to do.
 pub(super) fn share(count: usize, threads: usize, body: &(dyn Fn(usize) + Sync)) {
     // SAFETY: only the lifetime is another one; `Ranges::work` says why that is long enough.
     let body =
@@ -52,6 +52,9 @@ unsafe impl Sync for Ranges {}
 impl Ranges {
     /// What thread `index` does. Each wakes two more, so that the first need not wake them all.
     fn help(self: Arc<Self>, index: usize, threads: usize) {
+        if self.taken.load(Ordering::Relaxed) >= self.count {
+            return;
+        }
         for next in 2 * index + 1..(2 * index + 3).min(threads) {
             let ranges = self.clone();
             rayon::spawn(move || ranges.help(next, threads));
@@ -75,9 +78,9 @@ impl Ranges {
         }
     }
 
-    /// Until all ranges are done. They are short, so that it is not worth to sleep meanwhile.
+    /// Until all ranges are done. They are short beside the call, so that it is not worth to sleep meanwhile.
     fn wait(&self) {
-        /// Of some nanoseconds each, before others that want this processor have it.
+        /// Of some nanoseconds each, before others that want this processor have it. A guess.
         const SPINS: usize = 1 << 10;
         let mut spins = 0;
         while self.done.load(Ordering::Acquire) < self.count {
@@ -89,9 +92,32 @@ impl Ranges {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
     use rayon::ThreadPoolBuilder;
 
     use super::*;
+
+    #[test]
+    fn the_pool_helps() {
+        let pool = ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let begun = AtomicUsize::new(0);
+        let threads = Mutex::new(Vec::new());
+        let body = |_| {
+            threads.lock().unwrap().push(thread::current().id());
+            begun.fetch_add(1, Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while begun.load(Ordering::Relaxed) < 2 && Instant::now() < deadline {
+                yield_now();
+            }
+        };
+        pool.install(|| share(2, 2, &body));
+        let threads = threads.into_inner().unwrap();
+        assert!(threads[0] != threads[1], "one thread did both ranges");
+    }
 
     #[test]
     fn each_range_is_done_once_and_a_panic_comes_back() {

@@ -144,7 +144,10 @@ impl<T: Element> ByRows for Unit<'_, T> {
 
     #[inline(always)]
     fn long_row(&self) -> usize {
-        if self.call.sums_wanted && size_of::<T>() == 4 { LONG_ROW_WITH_SUMS } else { LONG_ROW }
+        let call = self.call;
+        // Of rows that begin in the middle of a line only the first would be streamed.
+        let streams_all = !call.stream || call.shape.cols().is_multiple_of(LANES);
+        if call.sums_wanted && size_of::<T>() == 4 && streams_all { LONG_ROW_WITH_SUMS } else { LONG_ROW }
     }
 
     #[inline(always)]

@@ -15,29 +15,32 @@ use crate::{
 };
 
 /// What the slabs of a segment are made with, for each column.
-struct Expanded([Vec<f32>; 6]);
+struct Expanded {
+    known: [Vec<f32>; 4],
+    /// From the sums over the slabs, once these are there.
+    of_sums: [Vec<f32>; 2],
+}
 
 impl Expanded {
-    /// The last two follow from the sums over the slabs.
     fn new(grid: &Grid, slabs: &[Slab]) -> Self {
-        let zeros = grid.expand(|_| 0.0);
-        Self([
+        let known = [
             grid.expand(|channel| slabs[channel].mean),
             grid.expand(|channel| slabs[channel].rstd),
             grid.expand(|channel| slabs[channel].weight),
             grid.expand(|channel| slabs[channel].bias),
-            zeros.clone(),
-            zeros,
-        ])
+        ];
+        let zeros = vec![0.0; known[0].len()];
+        Self { known, of_sums: [zeros.clone(), zeros] }
     }
 
     fn complete(&mut self, grid: &Grid, slabs: &[Slab]) {
-        self.0[4] = grid.expand(|channel| slabs[channel].mean_g);
-        self.0[5] = grid.expand(|channel| slabs[channel].slope);
+        self.of_sums =
+            [grid.expand(|channel| slabs[channel].mean_g), grid.expand(|channel| slabs[channel].slope)];
     }
 
     fn sources(&self) -> [Source<'_, f32>; 6] {
-        self.0.each_ref().map(|v| Source::new(v))
+        let ([mean, rstd, weight, bias], [mean_g, slope]) = (&self.known, &self.of_sums);
+        [mean, rstd, weight, bias, mean_g, slope].map(|v| Source::new(v))
     }
 }
 
