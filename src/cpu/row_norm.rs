@@ -4,7 +4,7 @@ mod forward;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 
 use super::{
     memory::{Source, Span, Target},
@@ -17,17 +17,18 @@ use crate::{Element, shape::RowShape};
 /// 1.6 / 3.0 ms.
 const LONG_ROW: usize = 256;
 
-/// Backward in f32 longer rows are worked on by four, since the sums of their columns are read and written for each row or
-/// for four of them: 1,024 rows of 4,096 3.3 / 2.6 ms; 4,096 of 768 with two threads 1.11 / 1.06 ms. The end is a guess: four
-/// rows of two tensors in a cache of 256 KiB.
-const LONG_ROW_WITH_SUMS: usize = 8192;
+/// Backward in f32 rows of so many columns are worked on by four too: the sums of their columns, which are read and written
+/// for each row or for four of them, are too many for a cache of the first level. 1,024 rows of 4,096, one at a time / by
+/// four: 3.3 / 2.6 ms; but 4,096 of 768 2.2 / 2.5 ms. Both ends are guesses in between and beyond.
+const ROWS_WITH_MANY_SUMS: RangeInclusive<usize> = 2048..=8192;
 
 /// Work on some of the rows of a call.
 trait ByRows {
     fn cols(&self) -> usize;
-    /// The columns of the longest rows that are worked on by four.
-    fn long_row(&self) -> usize {
-        LONG_ROW
+    /// Whether rows are worked on by four, where there are registers for it.
+    #[inline(always)]
+    fn by_four(&self) -> bool {
+        self.cols() <= LONG_ROW
     }
     /// The rows from `row` on: `R` of them have chains of operations that do not wait for one another.
     fn rows<S: Simd, const R: usize>(&self, row: usize);
@@ -37,7 +38,7 @@ trait ByRows {
 #[inline(always)]
 fn walk<S: Simd>(work: &impl ByRows, rows: Range<usize>) {
     let mut row = rows.start;
-    if S::ROWS == 4 && work.cols() <= work.long_row() {
+    if S::ROWS == 4 && work.by_four() {
         while row + 4 <= rows.end {
             work.rows::<S, 4>(row);
             row += 4;

@@ -92,6 +92,8 @@ pub(super) trait Simd: Copy {
 
     /// Rows that a row norm works on at a time: as many as there are registers for.
     const ROWS: usize;
+    /// Whether vectors are loaded before those in front of them are stored, as `for_spans!` says.
+    const AHEAD: bool;
     /// Whether [`stream`](Self::stream) goes past the caches, and the alignment it needs.
     const STREAM_ALIGN: Option<usize>;
 

@@ -229,7 +229,17 @@ impl Grid {
     fn write_rows<S: Simd, P: Written<S>, const R: usize>(&self, pass: P, column: usize, rows: [Run; R]) {
         let len = rows[0].len();
         let columns = self.columns(column, len);
-        for_spans!(len, 0, |span| loaded = load_rows::<S, P, R>(pass, rows, span), {
+        if !S::AHEAD {
+            for_spans!(len, 0, |span| {
+                let constant = pass.constant(columns.span(span));
+                for row in rows {
+                    let span = row.span(span);
+                    pass.write(constant, pass.load(span), span);
+                }
+            });
+            return;
+        }
+        for_spans!(S, len, 0, |span| loaded = load_rows::<S, P, R>(pass, rows, span), {
             let constant = pass.constant(columns.span(span));
             for r in 0..R {
                 pass.write(constant, loaded[r], rows[r].span(span));
@@ -270,12 +280,16 @@ impl Grid {
     fn write_strip<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
         let constants = self.strip_constants(pass, column);
         let len = rows.len();
-        let mut next = pass.load(rows.span(Span::new(0, LANES, len)));
+        let (mut next, mut after) = (
+            pass.load(rows.span(Span::new(0, LANES, len))),
+            pass.load(rows.span(Span::new(LANES, LANES, len))),
+        );
         for row in (0..len).step_by(STRIP) {
             for (k, constant) in constants.into_iter().enumerate() {
                 let (at, loaded) = (row + k * LANES, next);
-                if at + LANES < len {
-                    next = pass.load(rows.span(Span::new(at + LANES, LANES, len)));
+                next = after;
+                if at + 2 * LANES < len {
+                    after = pass.load(rows.span(Span::new(at + 2 * LANES, LANES, len)));
                 }
                 pass.write(constant, loaded, rows.span(Span::new(at, LANES, len)));
             }

@@ -1,4 +1,4 @@
-use super::{ByRows, LONG_ROW, LONG_ROW_WITH_SUMS, Place, as_long, load, splat, walk};
+use super::{ByRows, LONG_ROW, Place, ROWS_WITH_MANY_SUMS, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -143,11 +143,12 @@ impl<T: Element> ByRows for Unit<'_, T> {
     }
 
     #[inline(always)]
-    fn long_row(&self) -> usize {
-        let call = self.call;
+    fn by_four(&self) -> bool {
+        let (call, cols) = (self.call, self.call.shape.cols());
         // Of rows that begin in the middle of a line only the first would be streamed.
-        let streams_all = !call.stream || call.shape.cols().is_multiple_of(LANES);
-        if call.sums_wanted && size_of::<T>() == 4 && streams_all { LONG_ROW_WITH_SUMS } else { LONG_ROW }
+        let streams_all = !call.stream || cols.is_multiple_of(LANES);
+        let has_many_sums = call.sums_wanted && size_of::<T>() == 4 && ROWS_WITH_MANY_SUMS.contains(&cols);
+        cols <= LONG_ROW || has_many_sums && streams_all
     }
 
     #[inline(always)]
@@ -255,7 +256,7 @@ impl<T: Element> Unit<'_, T> {
         let weight = Source::new(self.call.weight).run(0, cols);
         let [x_ahead, dy_ahead] =
             [self.call.x.1, self.call.dy.1].map(|place| place.of(row + R) - place.of(row));
-        for_spans!(cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
+        for_spans!(S, cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
             let (weight, [x, dy]) = (weight.load(span), loaded);
             for r in 0..R {
                 // The rows that come next arrive while these ones are written.

@@ -21,6 +21,7 @@ impl Simd for Portable {
     type V = Array;
 
     const ROWS: usize = 1;
+    const AHEAD: bool = false;
     const STREAM_ALIGN: Option<usize> = None;
 
     #[inline(always)]

@@ -96,6 +96,7 @@ impl Simd for Avx2 {
     type V = [__m256; 2];
 
     const ROWS: usize = 1;
+    const AHEAD: bool = false;
     const STREAM_ALIGN: Option<usize> = Some(32);
 
     in_halves! {
@@ -238,6 +239,7 @@ impl Simd for Avx512 {
     type V = __m512;
 
     const ROWS: usize = 4;
+    const AHEAD: bool = true;
     const STREAM_ALIGN: Option<usize> = Some(64);
 
     whole! {
