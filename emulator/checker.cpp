@@ -228,8 +228,8 @@ void check_order(const Request& request, const shadow::Access& earlier, uint32_t
 }
 
 void remember_read(shadow::Cell& cell, const shadow::Access& now, const Thread& thread) {
-  // A poll meets atomic operations without an order; a plain read before it may not. Where two of these are remembered, the
-  // poll is not.
+  // A poll meets atomic operations without an order; a plain read before it may not. Where two of
+  // these are remembered, the poll is not.
   const auto replaceable = [&](const shadow::Access& read) {
     if (read.thread == 0 || read.launch != now.launch) return true;
     return read.atomic >= now.atomic && happened_before(read, thread);

@@ -52,7 +52,7 @@ fn problems(times: usize) -> Vec<Problem> {
 fn any_number_of_threads_gives_the_same_bits<T: Element>() {
     for problem in problems(4 / size_of::<T>()) {
         let bytes = 2 * problem.dy.len() * size_of::<T>();
-        assert!(bytes >= 2 << 20, "{}: too little to be sure that several threads begin", describe(&problem));
+        assert!(bytes >= 2 << 20, "{}: so little that one thread may do it all", describe(&problem));
         let problem = problem.rounded(T::DTYPE, DType::F32);
         let with = |threads: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -80,8 +80,8 @@ fn any_number_of_threads_gives_the_same_bits_bf16() {
     any_number_of_threads_gives_the_same_bits::<bf16>();
 }
 
-/// Called from outside of the global pool, which other tests can do without. (Where it has one thread, there is nothing to wait
-/// for.)
+/// Called from outside of the global pool, which other tests can do without. (Where it has one thread, there is nothing to
+/// wait for.)
 #[test]
 fn a_busy_pool_is_not_waited_for() {
     let gate = Arc::new(RwLock::new(()));

@@ -66,6 +66,7 @@ fn results<T: Element>() -> Vec<Vec<f32>> {
     results.row_norms::<T>(&[6, 22, 35], 35);
     results.row_norms::<T>(&[6, 22, 35], 22 * 35);
     results.row_norms::<T>(&[7, 5001], 5001);
+    results.row_norms::<T>(&[7, 4096], 4096);
     results.channel_norms::<T>(&[6, 22, 35], false, 2);
     results.channel_norms::<T>(&[6, 22, 35], true, 5);
     for channels in [8, 16, 64, 100, 256] {

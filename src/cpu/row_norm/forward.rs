@@ -184,6 +184,7 @@ impl<T: Element> Unit<'_, T> {
     #[inline(always)]
     fn add_residual<S: Simd>(&self, first: usize, rows: usize) {
         let (Some(sum), Some(h)) = (&self.call.sum, self.h) else { return };
+        let cols = self.call.shape.cols();
         for row in first..first + rows {
             let [h] = sum.h.1.rows_mut(h, row);
             let [x] = match self.call.x {
@@ -193,15 +194,9 @@ impl<T: Element> Unit<'_, T> {
             let residual =
                 sum.residual.map_or(h.source(), |(v, place)| place.rows::<T, 1>(Source::new(v), row)[0]);
             // In f32 the sum of two 16-bit values has digits enough to be rounded once more without harm.
-            for_spans!(
-                S,
-                self.call.shape.cols(),
-                0,
-                |span| terms = [x.load::<S>(span), residual.load(span)],
-                {
-                    h.store(span, terms[0] + terms[1], false);
-                }
-            );
+            for_spans!(S, cols, 0, |span| sum = x.load::<S>(span) + residual.load(span), {
+                h.store(span, sum, false);
+            });
         }
     }
 
