@@ -49,7 +49,7 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
     pub(super) fn new(data: &'a mut [T]) -> Self {
-        Self(Target { to: data.as_mut_ptr(), len: data.len(), borrow: PhantomData })
+        Self(Target::new(data))
     }
 
     /// # Safety
@@ -75,6 +75,11 @@ impl Span {
         check(at, n, len);
         assert!(n <= LANES);
         Self { at, n, len }
+    }
+
+    #[inline(always)]
+    pub(super) fn at(self) -> usize {
+        self.at
     }
 
     #[inline(always)]
@@ -212,6 +217,11 @@ impl<T> Source<'_, T> {
 }
 
 impl<'a, T> Target<'a, T> {
+    #[inline(always)]
+    pub(super) fn new(data: &'a mut [T]) -> Self {
+        Self { to: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
+    }
+
     /// A run of the elements.
     #[inline(always)]
     pub(super) fn run(self, start: usize, len: usize) -> Self {

@@ -1,7 +1,11 @@
 use std::borrow::Cow;
 
-use super::Cpu;
-use crate::{Affine, AffineGrad, Element};
+use super::{
+    Cpu,
+    memory::{Source, Target, for_spans},
+    simd::{Kernel, Simd, dispatch},
+};
+use crate::{Affine, AffineGrad, DType, Element};
 
 /// Weights and biases in `f32`, ones and zeros where there are none.
 pub(super) struct Params<'a> {
@@ -12,7 +16,7 @@ pub(super) struct Params<'a> {
 impl<'a> Params<'a> {
     pub(super) fn of<T: Element>(affine: &'a Affine<'_, T, Cpu>, len: usize) -> Self {
         let widened = |values: Option<&[T]>, missing: f32| match values {
-            Some(values) => values.iter().map(|v| v.to_f32()).collect(),
+            Some(values) => widened(values),
             None => vec![missing; len],
         };
         let borrowed = |values: Option<&'a [f32]>, missing: f32| match values {
@@ -47,10 +51,14 @@ pub(super) fn store_grads<T: Element>(
     accumulate: bool,
 ) {
     fn put<P: Element>(out: Option<&mut [P]>, value: impl Fn(usize) -> f64, accumulate: bool) {
-        for (i, out) in out.into_iter().flatten().enumerate() {
-            let old = if accumulate { f64::from(out.to_f32()) } else { 0.0 };
-            *out = P::from_f64(if accumulate { old + value(i) } else { value(i) });
+        let Some(out) = out else { return };
+        let old = if accumulate { widened(out) } else { Vec::new() };
+        let value = |i: usize| if accumulate { f64::from(old[i]) + value(i) } else { value(i) };
+        if P::DTYPE == DType::F32 {
+            return out.iter_mut().enumerate().for_each(|(i, out)| *out = P::from_f64(value(i)));
         }
+        let odd: Vec<f32> = (0..out.len()).map(|i| to_odd(value(i))).collect();
+        dispatch(Convert { from: Source::new(&odd), to: Target::new(out) });
     }
     match grads {
         AffineGrad::None => {}
@@ -62,5 +70,86 @@ pub(super) fn store_grads<T: Element>(
             put(w, dweight, accumulate);
             put(b, dbias, accumulate);
         }
+    }
+}
+
+fn widened<T: Element>(values: &[T]) -> Vec<f32> {
+    let mut wide = vec![0.0; values.len()];
+    dispatch(Convert { from: Source::new(values), to: Target::new(&mut wide) });
+    wide
+}
+
+/// Rounds to the neighbor whose last bit is 1, unless the value is a `f32`: rounded again to fewer digits, to nearest, it is
+/// what the value itself would be (S. Boldo and G. Melquiond, "When double rounding is odd", 2005).
+fn to_odd(v: f64) -> f32 {
+    let near = v as f32;
+    let back = f64::from(near);
+    if back == v || v.is_nan() {
+        return near;
+    }
+    let toward_zero = near.to_bits() - u32::from(back.abs() > v.abs());
+    f32::from_bits(toward_zero | 1)
+}
+
+/// One type from another, a vector at a time: one by one, halves take longer than the norm.
+struct Convert<'a, T, U> {
+    from: Source<'a, T>,
+    to: Target<'a, U>,
+}
+
+impl<T: Element, U: Element> Kernel for Convert<'_, T, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for_spans!(self.to.len(), 0, |span| {
+            self.to.store(span, self.from.load::<S>(span), false);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    /// Values near all those of 16 bits, and near the middles between them.
+    fn values() -> Vec<f64> {
+        let mut values =
+            vec![0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e300, -1e300, 1e-300, 3.5e38];
+        for bits in 0..=u16::MAX {
+            for v in [f64::from(f16::from_bits(bits)), f64::from(bf16::from_bits(bits))] {
+                for scale in [1.0, 1.0 + 2f64.powi(-9), 1.0 + 2f64.powi(-12), 1.0 + 2f64.powi(-30)] {
+                    values.extend([
+                        v * scale,
+                        v * scale * (1.0 + f64::EPSILON),
+                        v * scale * (1.0 - f64::EPSILON),
+                    ]);
+                }
+            }
+        }
+        values
+    }
+
+    fn check<P: Element>() {
+        let values = values();
+        let mut got = vec![P::default(); values.len()];
+        let (dweight, dbias) = (Some(&mut got[..]), None);
+        store_grads::<P>(AffineGrad::Same { dweight, dbias }, |i| values[i], |_| 0.0, false);
+        for (v, got) in values.iter().zip(got) {
+            let (got, want) = (got.to_f32(), P::from_f64(*v).to_f32());
+            assert!(
+                got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                "{v:e}: {got:e}, not {want:e}"
+            );
+        }
+    }
+
+    #[test]
+    fn gradients_are_rounded_once() {
+        check::<f32>();
+        check::<f16>();
+        check::<bf16>();
     }
 }

@@ -119,3 +119,78 @@ fn past_the_caches_go_the_same_bits() {
         });
     });
 }
+
+/// Asserts that sums are those of all terms of their columns.
+#[track_caller]
+fn assert_sums(got: &Tensor<f32, Cpu>, terms: impl Fn(usize) -> f64, rows: usize) {
+    for (col, &got) in got.to_vec(&Cpu).unwrap().iter().enumerate() {
+        let of_col = || (col..rows * 8).step_by(8).map(&terms);
+        let (want, scale) = (of_col().sum::<f64>(), of_col().map(f64::abs).sum::<f64>());
+        assert!((f64::from(got) - want).abs() <= 2e-7 * scale, "column {col}: {got} instead of {want}");
+    }
+}
+
+#[test]
+fn sums_of_many_blocks_are_those_of_all_rows() {
+    // More than 1,024 blocks of 24 rows of LayerNorm, and of 8 columns of BatchNorm together.
+    let rows = 25_003;
+    let (x, dy) = (tensor::<f32>(&[rows, 8], 1), tensor::<f32>(&[rows, 8], 2));
+    let (weight, bias) = (tensor(&[8], 3), tensor(&[8], 4));
+    let ln = LayerNorm::new(8);
+    let out = ln.forward(&Cpu, &x, Affine::f32(&weight, &bias)).unwrap();
+    let grads = ln.backward(&Cpu, &x, &dy, Affine::f32(&weight, &bias), &out).unwrap();
+    let wide =
+        |v: &Tensor<f32, Cpu>| -> Vec<f64> { v.to_vec(&Cpu).unwrap().iter().map(|&v| v.into()).collect() };
+    let (mean, rstd, wide_x, wide_dy) = (wide(&out.mean), wide(&out.rstd), wide(&x), wide(&dy));
+    assert_sums(&grads.dweight.unwrap(), |i| wide_dy[i] * (wide_x[i] - mean[i / 8]) * rstd[i / 8], rows);
+    assert_sums(&grads.dbias.unwrap(), |i| wide_dy[i], rows);
+
+    let rows = 270_011;
+    let (x, dy) =
+        (tensor::<f32>(&[rows, 8], 1).channels_last(), tensor::<f32>(&[rows, 8], 2).channels_last());
+    let bn = BatchNorm::new(8);
+    let out = bn.forward_train(&Cpu, &x, Affine::f32(&weight, &bias), None).unwrap();
+    let grads = bn.backward_train(&Cpu, &x, &dy, Affine::f32(&weight, &bias), &out).unwrap();
+    let (mean, rstd, wide_x, wide_dy) = (wide(&out.mean), wide(&out.rstd), wide(&x), wide(&dy));
+    let n = rows as f64;
+    for (channel, &mean) in mean.iter().enumerate() {
+        let want = (channel..rows * 8).step_by(8).map(|i| wide_x[i]).sum::<f64>() / n;
+        assert!((mean - want).abs() <= 1e-7, "mean {channel}: {mean} instead of {want}");
+    }
+    assert_sums(&grads.dweight.unwrap(), |i| wide_dy[i] * (wide_x[i] - mean[i % 8]) * rstd[i % 8], rows);
+    assert_sums(&grads.dbias.unwrap(), |i| wide_dy[i], rows);
+}
+
+/// Statistics whose reciprocals leave the range of plain calls: a power of two takes them there, and everything else with it.
+#[test]
+fn gradients_scale_with_the_input() {
+    let scale = 2f32.powi(80);
+    for last in [false, true] {
+        for dims in [[6, 16, 35], [3, 71, 64]] {
+            let channels = if last { dims[2] } else { dims[1] };
+            let gradients = |scale: f32| {
+                let scaled: Vec<f32> =
+                    numbers::<f32>(dims.iter().product(), 1).iter().map(|v| v * scale).collect();
+                let of = |t: Tensor<f32, Cpu>| if last { t.channels_last() } else { t };
+                let x = of(Tensor::from_slice(&Cpu, &scaled, &dims).unwrap());
+                let dy = of(tensor(&dims, 2));
+                let (weight, bias) = (tensor(&[channels], 5), tensor(&[channels], 6));
+                // Nothing beside the variance, whatever the scale.
+                let bn = BatchNorm::new(channels).eps(1e-20);
+                let out = bn.forward_train(&Cpu, &x, Affine::f32(&weight, &bias), None).unwrap();
+                let grads = bn.backward_train(&Cpu, &x, &dy, Affine::f32(&weight, &bias), &out).unwrap();
+                let dx: Vec<f32> = grads.dx.to_vec(&Cpu).unwrap().iter().map(|v| v * scale).collect();
+                [dx, grads.dweight.unwrap().to_vec(&Cpu).unwrap()]
+            };
+            for (plain, other) in gradients(1.0).iter().zip(gradients(scale)) {
+                let size = plain.iter().fold(0.0f32, |size, v| size.max(v.abs()));
+                for (i, (plain, other)) in plain.iter().zip(other).enumerate() {
+                    assert!(
+                        (plain - other).abs() <= 1e-6 * size,
+                        "{dims:?}: element {i}: {plain} and {other}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,29 +1,69 @@
 use core::ops::Range;
 
 use super::{
-    memory::{Shared, Source, Span},
+    memory::{Shared, Source, Span, Target, for_spans},
     parallel,
-    simd::{Kernel, LANES, Simd, dispatch},
+    simd::{Kernel, LANES, Lanes, Simd, dispatch},
 };
 
-/// Sums that units of work leave, one row of them each, to be added up in the order of the units.
+/// Columns up to which, and blocks of rows from which on, a unit of work adds up the sums of several blocks: else all of them
+/// together fill the caches. Elsewhere each block is a unit, since longer sums in `f64` would fill them too. One thread of AMD
+/// Zen 4, several / one: BatchNorm channels last in f32, 3,136 blocks of 64 columns, forward 1.51 / 1.81 ms, but 196 of 256
+/// 327 / 297 us; LayerNorm backward, 171 blocks of 768 columns, 1.70 / 1.59 ms. Both ends are guesses in between.
+const FOLDED_WIDTH: usize = 256;
+const FOLDED_BLOCKS: usize = 1024;
+
+/// Units of folded sums: enough for many threads.
+const FOLDED_UNITS: usize = 64;
+
+/// Blocks of a unit of a sum over so many `blocks` of rows of `width` columns.
+pub(super) fn blocks_per_unit(blocks: usize, width: usize) -> usize {
+    let folds = width <= FOLDED_WIDTH && blocks >= FOLDED_BLOCKS;
+    if folds { blocks.div_ceil(FOLDED_UNITS) } else { 1 }
+}
+
+/// Sums that units of work leave, to be added up in the order of the units.
 pub(super) struct Totals {
+    /// Two rows for each unit: its sums, and what their rounding has left.
     parts: Vec<f32>,
     width: usize,
+    rows: usize,
+}
+
+/// Where units leave their sums.
+pub(super) struct Parts<'a> {
+    parts: Shared<'a, f32>,
+    width: usize,
+    rows: usize,
+}
+
+/// The sums of a unit.
+pub(super) struct UnitSums<'a> {
+    to: Target<'a, f32>,
+    folded: Option<Folded>,
+}
+
+/// Those of the block at hand, and of all before it.
+struct Folded {
+    block: Vec<f32>,
+    total: Vec<f64>,
 }
 
 impl Totals {
-    pub(super) fn new(units: usize, width: usize) -> Self {
-        Self { parts: vec![0.0; units * width], width }
+    /// For so many units, of several blocks each where it `folds`.
+    pub(super) fn new(units: usize, width: usize, folds: bool) -> Self {
+        let rows = if folds { 2 } else { 1 };
+        Self { parts: vec![0.0; units * rows * width], width, rows }
     }
 
-    pub(super) fn shared(&mut self) -> Shared<'_, f32> {
-        Shared::new(&mut self.parts)
+    pub(super) fn parts(&mut self) -> Parts<'_> {
+        Parts { parts: Shared::new(&mut self.parts), width: self.width, rows: self.rows }
     }
 
     /// The sum over some of the units of each column.
     pub(super) fn add_up(&self, units: Range<usize>) -> Vec<f64> {
-        let parts = &self.parts[units.start * self.width..units.end * self.width];
+        let len = self.rows * self.width;
+        let parts = &self.parts[units.start * len..units.end * len];
         let mut totals = vec![0.0; self.width];
         /// Columns of a unit of this work.
         const COLUMNS: usize = 4096;
@@ -36,6 +76,58 @@ impl Totals {
             dispatch(AddUp { parts, width: self.width, start, totals });
         });
         totals
+    }
+}
+
+impl<'a> Parts<'a> {
+    /// # Safety
+    ///
+    /// Nobody else has the place of this unit.
+    pub(super) unsafe fn of(&self, unit: usize) -> UnitSums<'a> {
+        let len = self.rows * self.width;
+        // SAFETY: as promised.
+        let parts = unsafe { self.parts.target() };
+        let zeros = || Folded { block: vec![0.0; self.width], total: vec![0.0; self.width] };
+        UnitSums { to: parts.run(unit * len, len), folded: (self.rows == 2).then(zeros) }
+    }
+}
+
+impl UnitSums<'_> {
+    /// Where the sums of the next block are to be added; zeros as yet.
+    #[inline(always)]
+    pub(super) fn block(&mut self) -> Target<'_, f32> {
+        match &mut self.folded {
+            Some(folded) => Target::new(&mut folded.block),
+            None => self.to,
+        }
+    }
+
+    /// After each block.
+    #[inline(always)]
+    pub(super) fn end_block<S: Simd>(&mut self) {
+        let Some(Folded { block, total }) = &mut self.folded else { return };
+        let (block, total) = (Target::new(block), Target::new(total));
+        for_spans!(block.len(), 0, |span| {
+            let sums = block.source().load::<S>(span).to_array();
+            block.store(span, Lanes::<S>::splat(0.0), false);
+            // SAFETY: no other borrow of these lives here.
+            let total = unsafe { total.slice(span.at(), span.n()) };
+            for i in 0..total.len() {
+                total[i] += f64::from(sums[i]);
+            }
+        });
+    }
+
+    /// After the last one.
+    pub(super) fn end(self) {
+        let Some(Folded { total, .. }) = self.folded else { return };
+        for (i, &sum) in total.iter().enumerate() {
+            let rounded = sum as f32;
+            let rest = sum - f64::from(rounded);
+            self.to.set(i, rounded);
+            // Of what is not finite there is none.
+            self.to.set(total.len() + i, if rest.is_finite() { rest as f32 } else { 0.0 });
+        }
     }
 }
 
@@ -63,5 +155,45 @@ impl Kernel for AddUp<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds two blocks to each of two units.
+    struct Blocks<'a>([UnitSums<'a>; 2]);
+
+    impl Kernel for Blocks<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for mut sums in self.0 {
+                for term in [16_777_216.0, 1.0] {
+                    let block = sums.block();
+                    for column in 0..block.len() {
+                        let before = block.source().one(column);
+                        assert_eq!(before, 0.0, "left in a block");
+                        block.set(column, before + term * (column + 1) as f32);
+                    }
+                    sums.end_block::<S>();
+                }
+                sums.end();
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_unit_are_added_up_in_f64() {
+        let width = 21;
+        let mut totals = Totals::new(2, width, true);
+        let parts = totals.parts();
+        // SAFETY: two units.
+        dispatch(Blocks(unsafe { [parts.of(0), parts.of(1)] }));
+        let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
+        assert_eq!(totals.add_up(1..2), of_unit);
+        assert_eq!(totals.add_up(0..2), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
     }
 }

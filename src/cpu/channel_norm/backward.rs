@@ -1,6 +1,8 @@
 mod columns;
 mod runs;
 
+use core::ops::RangeInclusive;
+
 use super::{by_columns, geometry::Geometry, reciprocal_std, slab::through};
 use crate::{
     Activation, Element,
@@ -35,6 +37,15 @@ struct Call<'a, T> {
     /// Past the caches.
     past: bool,
     bytes: usize,
+    /// Whether slabs are [`Slab::folded`].
+    folds: bool,
+}
+
+/// Reciprocal standard deviations that slabs are folded with: whether a gradient is multiplied by `x_hat` or by `x - mean`, it
+/// leaves the range of `f32` hardly sooner. Of those that are not finite all gradients are NaN in any case.
+fn folds(rstd: f32) -> bool {
+    const RANGE: RangeInclusive<f32> = 1e-12..=1e12;
+    RANGE.contains(&rstd) || !rstd.is_finite()
 }
 
 /// What the gradients of a slab are made with.
@@ -44,35 +55,57 @@ struct Slab {
     rstd: f32,
     weight: f32,
     bias: f32,
-    /// `dx = (d * weight - mean_g + x_hat * slope) * rstd`, with the gradient `d` of what the activation was given.
-    mean_g: f32,
+    /// `dx = (d * weight + minus_mean_g + x_hat * slope) * rstd`, with the gradient `d` of what the activation was given; folded
+    /// `dx = d * weight + minus_mean_g + (x - mean) * slope`, where each is multiplied by what is left out.
+    minus_mean_g: f32,
     slope: f32,
 }
 
 impl<T: Element> Call<'_, T> {
+    fn slabs(&self) -> Vec<Slab> {
+        let mut slabs = Vec::with_capacity(self.shape.slabs());
+        let mut channel = 0;
+        for statistic in 0..self.shape.statistics() {
+            for _ in 0..self.shape.group() {
+                slabs.push(self.slab_of(statistic, channel));
+                channel = if channel + 1 == self.shape.channels() { 0 } else { channel + 1 };
+            }
+        }
+        slabs
+    }
+
     fn slab(&self, slab: usize) -> Slab {
-        let (statistic, channel) = (slab / self.shape.group(), slab % self.shape.channels());
+        self.slab_of(slab / self.shape.group(), slab % self.shape.channels())
+    }
+
+    fn slab_of(&self, statistic: usize, channel: usize) -> Slab {
         Slab {
             mean: self.mean[statistic],
             rstd: self.rstd[statistic],
             weight: self.params.weight[channel],
             bias: self.params.bias[channel],
-            mean_g: 0.0,
+            minus_mean_g: 0.0,
             slope: 0.0,
         }
     }
 
-    /// Completes the slabs of a statistic with what their sums say.
-    fn complete(&self, slabs: &mut [Slab], sums: &[Sums]) {
-        let n = self.shape.per_statistic() as f64;
+    /// What is left out of folded slabs.
+    fn left_out(&self, slab: &Slab) -> f64 {
+        if self.folds { f64::from(slab.rstd) } else { 1.0 }
+    }
+
+    /// Completes the slabs of a statistic, of whose elements each is a `share`, with what their sums say.
+    fn complete(&self, share: f64, slabs: &mut [Slab], sums: &[Sums]) {
         let (mut mean_g, mut mean_gx) = (0.0, 0.0);
         for (slab, sums) in slabs.iter().zip(sums) {
-            mean_g += f64::from(slab.weight) * sums.sum / n;
-            mean_gx += f64::from(slab.weight) * sums.squares / n;
+            mean_g += f64::from(slab.weight) * sums.sum * share;
+            mean_gx += f64::from(slab.weight) * sums.squares * share;
         }
         for slab in slabs {
-            slab.mean_g = mean_g as f32;
-            slab.slope = -mean_gx as f32;
+            let scale = self.left_out(slab);
+            slab.weight = (f64::from(slab.weight) * scale) as f32;
+            slab.minus_mean_g = (-mean_g * scale) as f32;
+            slab.slope = (-mean_gx * scale * scale) as f32;
         }
     }
 }
@@ -84,7 +117,7 @@ struct Constants<S: Simd> {
     rstd: Lanes<S>,
     weight: Lanes<S>,
     bias: Lanes<S>,
-    mean_g: Lanes<S>,
+    minus_mean_g: Lanes<S>,
     slope: Lanes<S>,
 }
 
@@ -100,6 +133,7 @@ struct Tensors<'a, T> {
     past: bool,
     /// In no cache.
     far: bool,
+    folds: bool,
 }
 copy!(Tensors);
 
@@ -115,6 +149,7 @@ impl<'a, T: Element> Tensors<'a, T> {
             training: call.training,
             past: call.past,
             far: call.far,
+            folds: call.folds,
         }
     }
 
@@ -127,19 +162,19 @@ impl<'a, T: Element> Tensors<'a, T> {
         Self { dx, dresidual, ..Self::read(call) }
     }
 
-    /// Whether there is nothing but the norm, in training: most calls are of this kind, and kernels are compiled for it.
-    #[inline(always)]
-    fn is_plain(self) -> bool {
-        self.activation == Activation::None && self.dresidual.is_none() && self.training
-    }
-
     /// `x` and `dy`.
     #[inline(always)]
     fn load<S: Simd>(self, span: Span) -> [Lanes<S>; 2] {
         [self.x.load(span), self.dy.load(span)]
     }
 
-    /// The gradient of what the activation was given, and `x_hat`.
+    /// Whether there is nothing but the norm, in training: most calls are of this kind, and kernels are compiled for it.
+    #[inline(always)]
+    fn is_plain(self) -> bool {
+        self.folds && self.dresidual.is_none()
+    }
+
+    /// The gradient of what the activation was given, and `x_hat`; folded `x - mean`.
     #[inline(always)]
     fn gradient<S: Simd, const PLAIN: bool>(
         self,
@@ -147,8 +182,12 @@ impl<'a, T: Element> Tensors<'a, T> {
         [x, dy]: [Lanes<S>; 2],
         span: Span,
     ) -> (Lanes<S>, Lanes<S>) {
-        let x_hat = (x - constants.mean) * constants.rstd;
-        if PLAIN || self.activation == Activation::None {
+        let centered = x - constants.mean;
+        if PLAIN || self.folds {
+            return (dy, centered);
+        }
+        let x_hat = centered * constants.rstd;
+        if self.activation == Activation::None {
             return (dy, x_hat);
         }
         let z = x_hat.mul_add(constants.weight, constants.bias);
@@ -166,10 +205,14 @@ impl<'a, T: Element> Tensors<'a, T> {
             dresidual.store(span, d, self.past);
         }
         let Some(dx) = self.dx else { return };
+        if PLAIN || self.folds {
+            let moved = d.mul_add(constants.weight, constants.minus_mean_g);
+            return dx.store(span, x_hat.mul_add(constants.slope, moved), self.past);
+        }
         let g = d * constants.weight;
-        let moved = match PLAIN || self.training {
+        let moved = match self.training {
             // Not fused: where there is one value, its gradient is exactly 0.
-            true => x_hat.mul_add(constants.slope, g - constants.mean_g),
+            true => x_hat.mul_add(constants.slope, g + constants.minus_mean_g),
             // Constant statistics are not the same as means of zero: x_hat may be infinite.
             false => g,
         };
@@ -239,6 +282,11 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
     let far = parallel::is_far(bytes, Way::Winding);
+    let folds = training
+        && activation == Activation::None
+        // The gradient of one value is exactly 0, which takes the same roundings twice.
+        && shape.per_statistic() > 1
+        && rstd.iter().all(|&rstd| self::folds(rstd));
     let call = Call {
         shape,
         x,
@@ -254,6 +302,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         far,
         past: parallel::streams::<T>(far, run),
         bytes,
+        folds,
     };
     let sums = match (shape.is_empty(), by_columns(shape)) {
         (true, _) => vec![Sums::default(); shape.slabs()],

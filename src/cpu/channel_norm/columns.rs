@@ -1,5 +1,7 @@
 //! The forward pass where channels lie side by side.
 
+use core::ops::Range;
+
 use super::{
     forward::Call,
     grid::{Grid, Pass, Summed, Written},
@@ -13,6 +15,7 @@ use crate::{
         moments::{Moments, Sums},
         parallel,
         simd::{Kernel, Lanes, Simd, dispatch},
+        totals::UnitSums,
     },
     shape::ChannelShape,
 };
@@ -122,19 +125,14 @@ fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Sums>
     let channels = call.shape.channels();
     let expanded: Vec<Vec<f32>> =
         shifts.chunks(channels).map(|shifts| grid.expand(|channel| shifts[channel])).collect();
-    let mut totals = grid.totals();
-    let shared = totals.shared();
-    parallel::for_each(grid.units(), call.bytes, |unit| {
-        let segment = grid.segment(unit);
-        // SAFETY: nobody writes `y` here, and each unit has sums of its own.
-        let (y, sums) = unsafe { (call.y.target(), shared.target()) };
-        let sums = sums.run(unit * 2 * grid.width, 2 * grid.width);
+    let totals = grid.totals(call.bytes, |segment, blocks, sums| {
+        // SAFETY: nobody writes `y` here.
+        let y = unsafe { call.y.target() };
         let shifted = Shifted { x: call.source(y), shifts: Source::new(&expanded[segment]) };
-        dispatch(BlockSums { grid, unit, shifted, sums, far: call.far });
+        dispatch(BlockSums { grid, blocks, shifted, sums, far: call.far });
     });
     let mut sums = vec![Sums::default(); shifts.len()];
-    for (segment, sums) in sums.chunks_mut(channels).enumerate() {
-        let columns = totals.add_up(segment * grid.blocks..(segment + 1) * grid.blocks);
+    for (sums, columns) in sums.chunks_mut(channels).zip(totals) {
         let (values, squares) = columns.split_at(grid.width);
         grid.per_channel(values, |channel, v| sums[channel].sum += v);
         grid.per_channel(squares, |channel, v| sums[channel].squares += v);
@@ -142,12 +140,12 @@ fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Sums>
     sums
 }
 
-/// The sums of one block.
+/// The sums of some blocks.
 struct BlockSums<'a, T> {
     grid: Grid,
-    unit: usize,
+    blocks: Range<usize>,
     shifted: Shifted<'a, T>,
-    sums: Target<'a, f32>,
+    sums: UnitSums<'a>,
     far: bool,
 }
 
@@ -156,7 +154,7 @@ impl<T: Element> Kernel for BlockSums<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        self.grid.sum::<S, T, _>(self.unit, self.shifted, self.sums, self.far);
+        self.grid.sum::<S, T, _>(self.blocks, self.shifted, self.sums, self.far);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The backward pass where channels lie side by side.
 
+use core::ops::Range;
+
 use super::{
     super::grid::{Grid, Pass, Summed, Written},
     Call, Constants, Either, Slab, Specialized, Tensors,
@@ -7,58 +9,71 @@ use super::{
 use crate::{
     Element,
     cpu::{
-        memory::{Run, Source, Span, Target},
+        memory::{Run, Source, Span},
         moments::Sums,
         parallel,
         simd::{Lanes, Simd, dispatch},
+        totals::UnitSums,
     },
 };
 
 /// What the slabs of a segment are made with, for each column.
 struct Expanded {
-    known: [Vec<f32>; 4],
-    /// From the sums over the slabs, once these are there.
-    of_sums: [Vec<f32>; 2],
+    mean: Vec<f32>,
+    /// Where slabs are not folded.
+    known: Option<[Vec<f32>; 2]>,
+    /// From the sums over the slabs, once these are there; where slabs are not folded the weight is there before.
+    of_sums: [Vec<f32>; 3],
 }
 
 impl Expanded {
-    fn new(grid: &Grid, slabs: &[Slab]) -> Self {
-        let known = [
-            grid.expand(|channel| slabs[channel].mean),
-            grid.expand(|channel| slabs[channel].rstd),
-            grid.expand(|channel| slabs[channel].weight),
-            grid.expand(|channel| slabs[channel].bias),
-        ];
-        let zeros = vec![0.0; known[0].len()];
-        Self { known, of_sums: [zeros.clone(), zeros] }
+    fn new(grid: &Grid, slabs: &[Slab], folds: bool) -> Self {
+        let known =
+            || [grid.expand(|channel| slabs[channel].rstd), grid.expand(|channel| slabs[channel].bias)];
+        let weight = if folds { Vec::new() } else { grid.expand(|channel| slabs[channel].weight) };
+        Self {
+            mean: grid.expand(|channel| slabs[channel].mean),
+            known: (!folds).then(known),
+            of_sums: [weight, Vec::new(), Vec::new()],
+        }
     }
 
     fn complete(&mut self, grid: &Grid, slabs: &[Slab]) {
-        self.of_sums =
-            [grid.expand(|channel| slabs[channel].mean_g), grid.expand(|channel| slabs[channel].slope)];
+        self.of_sums = [
+            grid.expand(|channel| slabs[channel].weight),
+            grid.expand(|channel| slabs[channel].minus_mean_g),
+            grid.expand(|channel| slabs[channel].slope),
+        ];
     }
 
     fn sources(&self) -> [Source<'_, f32>; 6] {
-        let ([mean, rstd, weight, bias], [mean_g, slope]) = (&self.known, &self.of_sums);
-        [mean, rstd, weight, bias, mean_g, slope].map(|v| Source::new(v))
+        // What is not there is not looked at, but has to be as long.
+        let or_any = |v| Source::new(if <[f32]>::is_empty(v) { &self.mean } else { v });
+        let [rstd, bias] = self.known.as_ref().map_or([&self.mean; 2], |[rstd, bias]| [rstd, bias]);
+        let [weight, minus_mean_g, slope] = &self.of_sums;
+        [&self.mean, rstd, weight, bias, minus_mean_g, slope].map(|v| or_any(v))
     }
 }
 
 /// Writes what is wanted, and gives the sums over each slab where they are.
 pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
-    let mut slabs: Vec<Slab> = (0..shape.slabs()).map(|slab| call.slab(slab)).collect();
+    let mut slabs = call.slabs();
+    let share = (shape.per_statistic() as f64).recip();
     let mut sums = vec![Sums::default(); shape.slabs()];
     let mut expanded: Vec<_> =
-        slabs.chunks(shape.channels()).map(|slabs| Expanded::new(&grid, slabs)).collect();
+        slabs.chunks(shape.channels()).map(|slabs| Expanded::new(&grid, slabs, call.folds)).collect();
     if sums_wanted || call.training && call.dx.is_some() {
         add_up(call, grid, &expanded, &mut sums);
+        for (sums, slab) in sums.iter_mut().zip(&slabs) {
+            sums.squares *= call.left_out(slab);
+        }
     }
     if call.dx.is_none() && call.dresidual.is_none() {
         return sums;
     }
     for (slabs, sums) in slabs.chunks_mut(shape.group()).zip(sums.chunks(shape.group())) {
-        call.complete(slabs, sums);
+        call.complete(share, slabs, sums);
     }
     for (expanded, slabs) in expanded.iter_mut().zip(slabs.chunks(shape.channels())) {
         expanded.complete(&grid, slabs);
@@ -68,22 +83,17 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
         // SAFETY: a unit touches its own rows only.
         let tensors = unsafe { Tensors::written(call) };
         let numbers = expanded[grid.segment(unit)].sources();
-        dispatch(Either(Block { grid, unit, tensors, numbers, sums: None }));
+        dispatch(Either(Block { grid, unit, tensors, numbers }));
     });
     sums
 }
 
 fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, expanded: &[Expanded], sums: &mut [Sums]) {
-    let mut totals = grid.totals();
-    let shared = totals.shared();
-    parallel::for_each(grid.units(), call.bytes, |unit| {
-        // SAFETY: each unit has sums of its own.
-        let sums = unsafe { shared.target() }.run(unit * 2 * grid.width, 2 * grid.width);
-        let numbers = expanded[grid.segment(unit)].sources();
-        dispatch(Either(Block { grid, unit, tensors: Tensors::read(call), numbers, sums: Some(sums) }));
+    let totals = grid.totals(call.bytes, |segment, blocks, sums| {
+        let numbers = expanded[segment].sources();
+        dispatch(Either(BlockSums { grid, blocks, tensors: Tensors::read(call), numbers, sums }));
     });
-    for (segment, sums) in sums.chunks_mut(call.shape.channels()).enumerate() {
-        let columns = totals.add_up(segment * grid.blocks..(segment + 1) * grid.blocks);
+    for (sums, columns) in sums.chunks_mut(call.shape.channels()).zip(totals) {
         let (d, dx_hat) = columns.split_at(grid.width);
         grid.per_channel(d, |channel, v| sums[channel].sum += v);
         grid.per_channel(dx_hat, |channel, v| sums[channel].squares += v);
@@ -110,13 +120,13 @@ impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
 
     #[inline(always)]
     fn constant(self, columns: Span) -> Constants<S> {
-        let [mean, rstd, weight, bias, mean_g, slope] = self.numbers;
+        let [mean, rstd, weight, bias, minus_mean_g, slope] = self.numbers;
         Constants {
             mean: mean.load(columns),
             rstd: rstd.load(columns),
             weight: weight.load(columns),
             bias: bias.load(columns),
-            mean_g: mean_g.load(columns),
+            minus_mean_g: minus_mean_g.load(columns),
             slope: slope.load(columns),
         }
     }
@@ -147,13 +157,36 @@ impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN
     }
 }
 
-/// A block of rows, to be written or, where there are `sums`, added up to these.
+/// The sums of some blocks.
+struct BlockSums<'a, T> {
+    grid: Grid,
+    blocks: Range<usize>,
+    tensors: Tensors<'a, T>,
+    numbers: [Source<'a, f32>; 6],
+    sums: UnitSums<'a>,
+}
+
+impl<T: Element> Specialized for BlockSums<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.tensors.is_plain()
+    }
+
+    #[inline(always)]
+    fn run<S: Simd, const PLAIN: bool>(self) {
+        let Self { grid, blocks, tensors, numbers, sums } = self;
+        grid.sum::<S, T, _>(blocks, Columns::<T, PLAIN> { tensors, numbers }, sums, tensors.far);
+    }
+}
+
+/// A block to be written.
 struct Block<'a, T> {
     grid: Grid,
     unit: usize,
     tensors: Tensors<'a, T>,
     numbers: [Source<'a, f32>; 6],
-    sums: Option<Target<'a, f32>>,
 }
 
 impl<T: Element> Specialized for Block<'_, T> {
@@ -166,11 +199,7 @@ impl<T: Element> Specialized for Block<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
-        let Self { grid, unit, tensors, numbers, sums } = self;
-        let columns = Columns::<T, PLAIN> { tensors, numbers };
-        match sums {
-            Some(sums) => grid.sum::<S, T, _>(unit, columns, sums, tensors.far),
-            None => grid.write::<S, T, _>(unit, columns, tensors.far),
-        }
+        let Self { grid, unit, tensors, numbers } = self;
+        grid.write::<S, T, _>(unit, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
     }
 }

@@ -25,7 +25,7 @@ impl Slab {
             rstd: Lanes::splat(self.rstd),
             weight: Lanes::splat(self.weight),
             bias: Lanes::splat(self.bias),
-            mean_g: Lanes::splat(self.mean_g),
+            minus_mean_g: Lanes::splat(self.minus_mean_g),
             slope: Lanes::splat(self.slope),
         }
     }
@@ -46,10 +46,11 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_
             return sums;
         }
     }
-    let mut slabs: Vec<Slab> = (0..shape.slabs()).map(|slab| call.slab(slab)).collect();
+    let mut slabs = call.slabs();
+    let share = (shape.per_statistic() as f64).recip();
     if in_parts || !summed {
         for (slabs, sums) in slabs.chunks_mut(shape.group()).zip(sums.chunks(shape.group())) {
-            call.complete(slabs, sums);
+            call.complete(share, slabs, sums);
         }
         write_pieces(call, &slabs);
         return sums;
@@ -97,6 +98,7 @@ impl<T: Element> Specialized for Fused<'_, T> {
     fn run<S: Simd, const PLAIN: bool>(self) {
         let Self { call, geometry, first, tensors, slabs, sums, written } = self;
         let group = call.shape.group();
+        let share = (call.shape.per_statistic() as f64).recip();
         for start in (0..slabs.len()).step_by(group) {
             let slabs = &mut slabs[start..start + group];
             let sums = &mut sums[start..start + group];
@@ -109,7 +111,7 @@ impl<T: Element> Specialized for Fused<'_, T> {
             if !written {
                 continue;
             }
-            call.complete(slabs, sums);
+            call.complete(share, slabs, sums);
             for (neighbor, slab) in slabs.iter().enumerate() {
                 let constants = slab.splat::<S>();
                 // The last run is the one that is most likely still in a cache.
@@ -162,6 +164,9 @@ fn part_sums<S: Simd, T: Element, const PLAIN: bool>(
         adder.add::<T, PLAIN>(tensors, Run::new(start, part.piece.len(), geometry.shape.len()));
     }
     adder.flush();
+    if PLAIN || tensors.folds {
+        adder.sums.squares *= f64::from(constants.rstd);
+    }
     adder.sums
 }
 
