@@ -19,9 +19,9 @@ use crate::{
 /// `running_mean = (1 - momentum) * running_mean + momentum * mean`
 /// `running_var  = (1 - momentum) * running_var  + momentum * var * n / (n - 1)`
 ///
-/// as in PyTorch; a single value per channel is an error, and an empty batch leaves them alone. The running statistics are [`Var`]s of any float type, computed in
-/// F32. In inference they are constants. Gradients are those of [`warpnorm::BatchNorm`]. Types and layouts are those of
-/// [`GroupNorm`](crate::GroupNorm).
+/// as in PyTorch; a single value per channel is an error, and an empty batch leaves them alone. The running statistics are
+/// [`Var`]s of any float type, computed in F32. In inference they are constants. Gradients are those of
+/// [`warpnorm::BatchNorm`]. Types and layouts are those of [`GroupNorm`](crate::GroupNorm).
 ///
 /// ```
 /// use candle::{Device, ModuleT, Tensor};

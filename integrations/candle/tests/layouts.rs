@@ -1,7 +1,7 @@
 //! What is contiguous, what is not, and what is refused.
 
 use candle::{DType, Device, Module, ModuleT, Result, Tensor, Var};
-use warpnorm_candle::{BatchNorm, FusedActivation, GroupNorm, LayerNorm, RmsNorm};
+use warpnorm_candle::{BatchNorm, FusedActivation, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 
 use super::{assert_near, backward, devices, flat, gradient, tensor};
 
@@ -113,6 +113,9 @@ fn errors_name_what_is_wrong() -> Result<()> {
         FusedActivation::None,
     );
     refused(fused, &["`residual`", "[2, 6, 5, 4]", "[2, 6, 4, 5]"]);
+    // Beside a residual both are stacked.
+    let norm = InstanceNorm::new_affine(6, of(6), of(5), 1e-5);
+    refused(norm.forward_fused(&other, Some(&other), FusedActivation::None), &["`bias`", "[5]", "[6]"]);
     assert!(GroupNorm::new(of(6), of(6), 6, 4, 1e-5).is_err());
     let nan = BatchNorm::new_no_bias(6, of(6), of(6), f64::NAN).unwrap_err().to_string();
     assert!(nan.contains("eps") && nan.contains("NaN"), "{nan}");
