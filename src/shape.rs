@@ -240,6 +240,11 @@ impl ChannelShape {
         })
     }
 
+    /// One of its segments.
+    pub(crate) fn segment(self) -> Self {
+        Self { segments: 1, ..self }
+    }
+
     /// The same elements with the slabs of each group as one: its slabs are the statistics.
     pub(crate) fn merged(self) -> Self {
         let Self { segments, outer, channels, inner, group, samples } = self;

@@ -52,6 +52,11 @@ impl<'a, T> Shared<'a, T> {
         Self(Target::new(data))
     }
 
+    /// A run of the elements.
+    pub(super) fn run(&self, start: usize, len: usize) -> Self {
+        Self(self.0.run(start, len))
+    }
+
     /// # Safety
     ///
     /// While the result is used, nobody else writes an element that is read or written through it, or reads one that is

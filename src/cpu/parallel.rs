@@ -5,6 +5,9 @@
 
 mod ranges;
 
+use core::ops::Range;
+
+use self::ranges::Order;
 use super::simd;
 
 /// Bytes that a call moves from which on it is worth to wake other threads. One / two threads of AMD Zen 4, BatchNorm's
@@ -75,15 +78,39 @@ pub(super) fn threads(bytes: usize) -> usize {
 
 /// Calls `unit` with each of `0..units`, on several threads where `bytes` are worth it.
 pub(super) fn for_each(units: usize, bytes: usize, unit: impl Fn(usize) + Sync) {
+    for_ranges(units, bytes, Order::FirstFirst, |range| range.for_each(&unit));
+}
+
+/// Bytes of units that are walked forward where the last are first, so that memory is read as a stream; much more would not
+/// be in a cache of the second level. AMD Zen 4: BatchNorm in 26 MB of f32 with 64 channels, one thread, by 8 / by 128 KiB,
+/// forward in training 3.1 / 2.6 ms and backward 5.9 / 4.3; GroupNorm forward and backward in f32, 8 samples of 1.3 MB, two
+/// threads, by 128 KiB / 256 KiB / 2.6 MB 1.34 / 1.26 / 1.35 ms.
+const TOGETHER: usize = 256 << 10;
+
+/// As [`for_each`], after a pass over the same units, of which a unit reads `of_unit` bytes again: the last ones of a thread
+/// are the most likely to be still in a cache.
+pub(super) fn for_each_last_first(units: usize, of_unit: usize, bytes: usize, unit: impl Fn(usize) + Sync) {
+    let together = (TOGETHER / of_unit).max(1);
+    for_ranges(units, bytes, Order::LastFirst, |range| {
+        let mut end = range.end;
+        while end > range.start {
+            let start = end.saturating_sub(together).max(range.start);
+            (start..end).for_each(&unit);
+            end = start;
+        }
+    });
+}
+
+fn for_ranges(units: usize, bytes: usize, order: Order, body: impl Fn(Range<usize>) + Sync) {
     let threads = threads(bytes).min(units);
     if threads < 2 {
-        (0..units).for_each(unit);
+        body(0..units);
         return simd::fence();
     }
     let per_range = units.div_ceil(threads * RANGES_PER_THREAD);
-    ranges::share(units.div_ceil(per_range), threads, &|range| {
+    ranges::share(units.div_ceil(per_range), threads, order, &|range| {
         let first = range * per_range;
-        (first..(first + per_range).min(units)).for_each(&unit);
+        body(first..(first + per_range).min(units));
         simd::fence();
     });
 }

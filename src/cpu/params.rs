@@ -34,6 +34,11 @@ impl<'a> Params<'a> {
         }
     }
 
+    /// The same, borrowed.
+    pub(super) fn borrowed(&self) -> Params<'_> {
+        Params { weight: Cow::Borrowed(&self.weight), bias: Cow::Borrowed(&self.bias) }
+    }
+
     /// The same with `offset` added to weights; a missing one is a factor of one, whatever the offset.
     pub(super) fn offset<T: Element>(self, offset: f32, affine: &Affine<'_, T, Cpu>) -> Self {
         if offset == 0.0 || affine.lens().0.is_none() {

@@ -61,7 +61,7 @@ struct Slab {
     slope: f32,
 }
 
-impl<T: Element> Call<'_, T> {
+impl<'a, T: Element> Call<'a, T> {
     fn slabs(&self) -> Vec<Slab> {
         let mut slabs = Vec::with_capacity(self.shape.slabs());
         let mut channel = 0;
@@ -86,6 +86,27 @@ impl<T: Element> Call<'_, T> {
             bias: self.params.bias[channel],
             minus_mean_g: 0.0,
             slope: 0.0,
+        }
+    }
+
+    /// One of its segments, on the calling thread.
+    fn segment(&self, segment: usize) -> Call<'_, T> {
+        let shape = self.shape.segment();
+        let elements = segment * shape.len()..(segment + 1) * shape.len();
+        let statistics = segment * shape.statistics()..(segment + 1) * shape.statistics();
+        let of = |out: &Shared<'a, T>| out.run(elements.start, elements.len());
+        Call {
+            shape,
+            x: &self.x[elements.clone()],
+            residual: self.residual.map(|residual| &residual[elements.clone()]),
+            dy: &self.dy[elements.clone()],
+            params: self.params.borrowed(),
+            mean: &self.mean[statistics.clone()],
+            rstd: &self.rstd[statistics],
+            dx: self.dx.as_ref().map(of),
+            dresidual: self.dresidual.as_ref().map(of),
+            bytes: 0,
+            ..*self
         }
     }
 

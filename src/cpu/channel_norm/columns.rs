@@ -3,8 +3,8 @@
 use core::ops::Range;
 
 use super::{
-    forward::Call,
-    grid::{Grid, Pass, Summed, Written},
+    forward::{Call, rstd},
+    grid::{Grid, Pass, Summed, Written, by_segments},
     runs::Finish,
     slab::{Scale, Slab, activate, write_exact},
 };
@@ -23,8 +23,30 @@ use crate::{
 /// Positions that a first shift is the mean of.
 const SAMPLES: usize = 16;
 
+/// Normalizes with statistics of the tensor itself, and gives them.
+pub(super) fn train<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
+    if !by_segments(call.shape, call.bytes) {
+        return train_at_once(call, moments);
+    }
+    let segments = call.shape.segments();
+    let statistics = moments.len() / segments;
+    let out = Shared::new(moments);
+    parallel::for_each(segments, call.bytes, |segment| {
+        // SAFETY: each segment has statistics of its own.
+        let moments = unsafe { out.target().slice(segment * statistics, statistics) };
+        train_at_once(&call.segment(segment), moments);
+    });
+}
+
+fn train_at_once<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
+    self::moments(call, moments);
+    let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
+    let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
+    normalize(call, &mean, &rstd);
+}
+
 /// Moments of each statistic.
-pub(super) fn moments<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
+fn moments<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
     let slabs = shape.slabs();
     // SAFETY: nobody writes it here.
@@ -218,8 +240,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
             ]
         })
         .collect();
-    parallel::for_each(grid.units(), call.bytes, |unit| {
-        let unit = grid.last_first(unit);
+    parallel::for_each_last_first(grid.units(), grid.block_bytes::<T>(), call.bytes, |unit| {
         let [high, factor, term] = &expanded[grid.segment(unit)];
         // SAFETY: a unit touches its own rows only.
         let y = unsafe { call.y.target() };

@@ -44,6 +44,21 @@ impl<'a, T: Element> Call<'a, T> {
         self.x.map_or(y.source(), Source::new)
     }
 
+    /// One of its segments, on the calling thread.
+    pub(super) fn segment(&self, segment: usize) -> Call<'_, T> {
+        let shape = self.shape.segment();
+        let (start, len) = (segment * shape.len(), shape.len());
+        Call {
+            shape,
+            x: self.x.map(|x| &x[start..start + len]),
+            residual: self.residual.map(|residual| &residual[start..start + len]),
+            y: self.y.run(start, len),
+            params: self.params.borrowed(),
+            bytes: 0,
+            ..*self
+        }
+    }
+
     /// The numbers of a slab.
     #[inline(always)]
     pub(super) fn slab(&self, slab: usize, mean: f64, rstd: f64) -> Slab {
@@ -93,7 +108,7 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
     }
 }
 
-fn rstd(moments: &Moments, eps: f32) -> f64 {
+pub(super) fn rstd(moments: &Moments, eps: f32) -> f64 {
     (moments.var + f64::from(eps)).sqrt().recip()
 }
 
@@ -106,7 +121,9 @@ fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
     // With several channels in several runs, one channel after another would not be the order of memory.
     let one_by_one = call.shape.group() == 1 || call.shape.outer() == 1;
     if by_columns(call.shape) {
-        columns::moments(call, &mut moments);
+        columns::train(call, &mut moments);
+        let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
+        return (moments, rstd);
     } else if one_by_one && (threads == 1 || statistics >= 2 * threads) {
         fused(call, geometry, &mut moments);
         let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();

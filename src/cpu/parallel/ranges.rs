@@ -2,6 +2,7 @@ use core::{
     any::Any,
     hint::spin_loop,
     mem::transmute,
+    ops::Range,
     panic::AssertUnwindSafe,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -15,18 +16,23 @@ use std::{
 ///
 /// This thread works too, and waits for those only that have begun: where the pool is asleep or has other things to do, it
 /// does everything itself, and leaves two small jobs behind that will find nothing to do.
-pub(super) fn share(count: usize, threads: usize, body: &(dyn Fn(usize) + Sync)) {
+///
+/// Each thread begins in a share of its own, the same in each call as far as it can be: what it has left in its caches then
+/// serves the next pass over the same tensors. Two threads of AMD Zen 4, medians, with shares / without: LayerNorm forward and
+/// backward, 64 rows of 65,536 in f32, 2.88 / 3.07 ms.
+pub(super) fn share(count: usize, threads: usize, order: Order, body: &(dyn Fn(usize) + Sync)) {
     // SAFETY: only the lifetime is another one; `Ranges::work` says why that is long enough.
     let body =
         unsafe { transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(body) };
     let ranges = Arc::new(Ranges {
         body,
         count,
-        taken: AtomicUsize::new(0),
+        order,
+        shares: (0..threads).map(|_| Share(AtomicUsize::new(0))).collect(),
         done: AtomicUsize::new(0),
         panic: Mutex::new(None),
     });
-    ranges.clone().help(0, threads);
+    ranges.clone().help(0);
     ranges.wait();
     let panic = ranges.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(panic) = panic {
@@ -34,11 +40,24 @@ pub(super) fn share(count: usize, threads: usize, body: &(dyn Fn(usize) + Sync))
     }
 }
 
+/// The order of a share's ranges.
+#[derive(Clone, Copy)]
+pub(super) enum Order {
+    FirstFirst,
+    LastFirst,
+}
+
+/// Ranges of a share that have been taken. In a line of its own, since threads count in different ones.
+#[repr(align(64))]
+struct Share(AtomicUsize);
+
 /// Ranges of work that threads take one after another.
 struct Ranges {
     body: *const (dyn Fn(usize) + Sync),
     count: usize,
-    taken: AtomicUsize,
+    order: Order,
+    /// One for each thread.
+    shares: Vec<Share>,
     done: AtomicUsize,
     /// The first one of a range.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -50,24 +69,41 @@ unsafe impl Send for Ranges {}
 unsafe impl Sync for Ranges {}
 
 impl Ranges {
-    /// What thread `index` does. Each wakes two more, so that the first need not wake them all.
-    fn help(self: Arc<Self>, index: usize, threads: usize) {
-        if self.taken.load(Ordering::Relaxed) >= self.count {
+    /// What helper `index` does, or the caller as number 0. Each wakes two more, so that the first need not wake them all.
+    fn help(self: Arc<Self>, index: usize) {
+        let threads = self.shares.len();
+        let is_taken =
+            |share: usize| self.shares[share].0.load(Ordering::Relaxed) >= self.ranges(share).len();
+        if (0..threads).all(is_taken) {
             return;
         }
         for next in 2 * index + 1..(2 * index + 3).min(threads) {
             let ranges = self.clone();
-            rayon::spawn(move || ranges.help(next, threads));
+            rayon::spawn(move || ranges.help(next));
         }
-        self.work();
+        // The caller has the first share; which of the helpers a thread is changes from call to call.
+        let of_helper = rayon::current_thread_index().unwrap_or(index);
+        let own = if index == 0 { 0 } else { 1 + of_helper % (threads - 1) };
+        (own..threads).chain(0..own).for_each(|share| self.work(share));
     }
 
-    fn work(&self) {
+    fn ranges(&self, share: usize) -> Range<usize> {
+        let start = |share: usize| share * self.count / self.shares.len();
+        start(share)..start(share + 1)
+    }
+
+    /// What is left of a share.
+    fn work(&self, share: usize) {
+        let ranges = self.ranges(share);
         loop {
-            let range = self.taken.fetch_add(1, Ordering::Relaxed);
-            if range >= self.count {
+            let taken = self.shares[share].0.fetch_add(1, Ordering::Relaxed);
+            if taken >= ranges.len() {
                 return;
             }
+            let range = match self.order {
+                Order::FirstFirst => ranges.start + taken,
+                Order::LastFirst => ranges.end - 1 - taken,
+            };
             // SAFETY: `share` has borrowed it, and does not return before this range is done.
             let body = unsafe { &*self.body };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(range))) {
@@ -114,7 +150,7 @@ mod tests {
                 yield_now();
             }
         };
-        pool.install(|| share(2, 2, &body));
+        pool.install(|| share(2, 2, Order::FirstFirst, &body));
         let threads = threads.into_inner().unwrap();
         assert!(threads[0] != threads[1], "one thread did both ranges");
     }
@@ -122,14 +158,16 @@ mod tests {
     #[test]
     fn each_range_is_done_once_and_a_panic_comes_back() {
         let pool = ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-        for count in [1, 2, 40, 1000] {
+        let orders = [Order::FirstFirst, Order::LastFirst];
+        for (count, order) in [1, 2, 3, 40, 1000].into_iter().zip(orders.into_iter().cycle()) {
             for panics_at in [None, Some(count / 2)] {
                 let times: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                 let body = |range: usize| {
                     times[range].fetch_add(1, Ordering::Relaxed);
                     assert!(Some(range) != panics_at, "range {range}");
                 };
-                let outcome = pool.install(|| catch_unwind(AssertUnwindSafe(|| share(count, 5, &body))));
+                let outcome =
+                    pool.install(|| catch_unwind(AssertUnwindSafe(|| share(count, 5, order, &body))));
                 let message = outcome.err().map(|panic| panic.downcast_ref::<String>().cloned().unwrap());
                 assert_eq!(message, panics_at.map(|range| format!("range {range}")));
                 assert!(times.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{count} ranges");

@@ -3,13 +3,13 @@
 use core::ops::Range;
 
 use super::{
-    super::grid::{Grid, Pass, Summed, Written},
+    super::grid::{Grid, Pass, Summed, Written, by_segments},
     Call, Constants, Either, Slab, Specialized, Tensors,
 };
 use crate::{
     Element,
     cpu::{
-        memory::{Run, Source, Span},
+        memory::{Run, Shared, Source, Span},
         moments::Sums,
         parallel,
         simd::{Lanes, Simd, dispatch},
@@ -57,6 +57,21 @@ impl Expanded {
 
 /// Writes what is wanted, and gives the sums over each slab where they are.
 pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
+    if !by_segments(call.shape, call.bytes) {
+        return at_once(call, sums_wanted);
+    }
+    let slabs = call.shape.channels();
+    let mut sums = vec![Sums::default(); call.shape.slabs()];
+    let out = Shared::new(&mut sums);
+    parallel::for_each(call.shape.segments(), call.bytes, |segment| {
+        // SAFETY: each segment has slabs of its own.
+        let out = unsafe { out.target().slice(segment * slabs, slabs) };
+        out.copy_from_slice(&at_once(&call.segment(segment), sums_wanted));
+    });
+    sums
+}
+
+fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
     let mut slabs = call.slabs();
     let share = (shape.per_statistic() as f64).recip();
@@ -78,8 +93,7 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec
     for (expanded, slabs) in expanded.iter_mut().zip(slabs.chunks(shape.channels())) {
         expanded.complete(&grid, slabs);
     }
-    parallel::for_each(grid.units(), call.bytes, |unit| {
-        let unit = grid.last_first(unit);
+    parallel::for_each_last_first(grid.units(), 2 * grid.block_bytes::<T>(), call.bytes, |unit| {
         // SAFETY: a unit touches its own rows only.
         let tensors = unsafe { Tensors::written(call) };
         let numbers = expanded[grid.segment(unit)].sources();
