@@ -174,6 +174,18 @@ impl<'a, T> Source<'a, T> {
         // `wrapping` because it need not be unsafe.
         Self { from: self.from.wrapping_add(start), len, borrow: PhantomData }
     }
+
+    /// Parts of `len` elements that follow each other from `start` on.
+    #[inline(always)]
+    pub(super) fn runs<const N: usize>(self, start: usize, len: usize) -> [Self; N] {
+        let first = self.run(start, len);
+        check(start + len, (N - 1) * len, self.len);
+        let mut runs = [first; N];
+        for (i, run) in runs.iter_mut().enumerate() {
+            run.from = first.from.wrapping_add(i * len);
+        }
+        runs
+    }
 }
 
 impl<T: Element> Source<'_, T> {
@@ -234,6 +246,12 @@ impl<'a, T> Target<'a, T> {
         Self { to: self.to.wrapping_add(start), len, borrow: PhantomData }
     }
 
+    /// As [`Source::runs`].
+    #[inline(always)]
+    pub(super) fn runs<const N: usize>(self, start: usize, len: usize) -> [Self; N] {
+        self.source().runs(start, len).map(|run| Self { to: run.from.cast_mut(), len, borrow: PhantomData })
+    }
+
     #[inline(always)]
     pub(super) fn source(self) -> Source<'a, T> {
         Source { from: self.to, len: self.len, borrow: PhantomData }
@@ -284,6 +302,14 @@ impl<T: Copy> Target<'_, T> {
         check(at, 1, self.len);
         // SAFETY: it is inside, and of this unit alone.
         unsafe { self.to.add(at).write(v) }
+    }
+
+    /// Replaces several values.
+    #[inline(always)]
+    pub(super) fn set_each<const N: usize>(self, at: usize, v: [T; N]) {
+        check(at, N, self.len);
+        // SAFETY: they are inside, and of this unit alone; any alignment will do.
+        unsafe { self.to.add(at).cast::<[T; N]>().write_unaligned(v) }
     }
 
     /// # Safety

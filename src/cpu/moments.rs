@@ -1,10 +1,15 @@
 //! Means and variances: sums in `f32` lanes of the differences from a value near the mean, added up in `f64`.
 
-use super::simd::{Lanes, Simd};
+use core::ops::Range;
+
+use super::simd::{self, Lanes, Simd};
 
 /// Values that a lane adds up in `f32` before it hands its sum on. Rounding errors grow with it: where all values are
 /// equal, they have the same sign, and may come to a quarter of a rounding for each.
 pub(super) const CHAIN: usize = 32;
+
+/// Mean squares that leave no doubt that all squares and their sums were inside of the range of `f32`.
+const SQUARES: Range<f64> = 1e-24..1e34;
 
 /// Sums over some elements of `x - shift` and of its square.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +23,60 @@ impl Sums {
     pub(super) fn add(&mut self, other: Self) {
         self.sum += other.sum;
         self.squares += other.squares;
+    }
+}
+
+/// [`Sums`] of several rows, laid out for vectors of them.
+#[derive(Clone, Copy)]
+pub(super) struct SumsOf<const R: usize> {
+    sum: [f64; R],
+    squares: [f64; R],
+}
+
+impl<const R: usize> SumsOf<R> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self { sum: [0.0; R], squares: [0.0; R] }
+    }
+
+    #[inline(always)]
+    pub(super) fn add(&mut self, other: Self) {
+        for r in 0..R {
+            self.sum[r] += other.sum[r];
+            self.squares[r] += other.squares[r];
+        }
+    }
+
+    /// Those of one row.
+    #[inline(always)]
+    pub(super) fn row(&self, r: usize) -> Sums {
+        Sums { sum: self.sum[r], squares: self.squares[r] }
+    }
+}
+
+/// Means and biased variances of several rows, laid out likewise.
+#[derive(Clone, Copy)]
+pub(super) struct MomentsOf<const R: usize> {
+    pub(super) mean: [f64; R],
+    pub(super) var: [f64; R],
+}
+
+impl<const R: usize> MomentsOf<R> {
+    /// As [`Moments::of`]; `None` where that has to look at a row.
+    #[inline(always)]
+    pub(super) fn of(sums: &SumsOf<R>, shifts: &[f32; R], n: f64) -> Option<Self> {
+        let share = n.recip();
+        let (mut mean, mut var) = ([0.0; R], [0.0; R]);
+        let mut all_good = true;
+        for r in 0..R {
+            let delta = sums.sum[r] * share;
+            let square = sums.squares[r] * share;
+            mean[r] = f64::from(shifts[r]) + delta;
+            var[r] = square - delta * delta;
+            // Without a branch for each, so that they are computed as a vector.
+            all_good &= SQUARES.contains(&square) & (delta * delta <= 4.0 * var[r]);
+        }
+        all_good.then_some(Self { mean, var })
     }
 }
 
@@ -39,7 +98,7 @@ impl Moments {
         let delta = sums.sum * share;
         let square = sums.squares * share;
         let var = square - delta * delta;
-        let in_range = (1e-24..1e34).contains(&square);
+        let in_range = SQUARES.contains(&square);
         // Squares of what is too small for f32 are nothing beside an eps like this.
         let nothing = sums.sum == 0.0 && sums.squares == 0.0 && eps >= 1e-20;
         let near = delta * delta <= 4.0 * var;
@@ -80,6 +139,24 @@ impl<S: Simd> Chains<S> {
     #[inline(always)]
     pub(super) fn push_square(&mut self, chain: usize, d: Lanes<S>) {
         self.squares[chain] = d.mul_add(d, self.squares[chain]);
+    }
+
+    /// The sums of the chains of several rows.
+    #[inline(always)]
+    pub(super) fn sums_of<const R: usize>(chains: &[Self; R]) -> SumsOf<R> {
+        let zero = Lanes::splat(0.0);
+        let (mut sum, mut squares) = ([zero; R], [zero; R]);
+        for r in 0..R {
+            sum[r] = chains[r].sum[0] + chains[r].sum[1];
+            squares[r] = chains[r].squares[0] + chains[r].squares[1];
+        }
+        let (sum, squares) = (simd::sums(sum), simd::sums(squares));
+        let mut sums = SumsOf::new();
+        for r in 0..R {
+            sums.sum[r] = f64::from(sum[r]);
+            sums.squares[r] = f64::from(squares[r]);
+        }
+        sums
     }
 
     #[inline(always)]

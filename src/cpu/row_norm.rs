@@ -58,11 +58,17 @@ struct Place {
 }
 
 impl Place {
+    /// Whether there is nothing between blocks.
+    #[inline(always)]
+    fn is_dense(&self) -> bool {
+        self.stride == self.shape.block() * self.shape.cols()
+    }
+
     /// The start of a row.
     #[inline(always)]
     fn of(&self, row: usize) -> usize {
         let (block, cols) = (self.shape.block(), self.shape.cols());
-        if self.stride == block * cols {
+        if self.is_dense() {
             return row * cols;
         }
         row / block * self.stride + row % block * cols
@@ -71,6 +77,9 @@ impl Place {
     /// Several rows of a tensor.
     #[inline(always)]
     fn rows<'a, T, const R: usize>(&self, data: Source<'a, T>, first: usize) -> [Source<'a, T>; R] {
+        if self.is_dense() {
+            return data.runs(self.of(first), self.shape.cols());
+        }
         let mut rows = [data; R];
         for (r, row) in rows.iter_mut().enumerate() {
             *row = data.run(self.of(first + r), self.shape.cols());
@@ -81,6 +90,9 @@ impl Place {
     /// Several rows of a tensor that is written.
     #[inline(always)]
     fn rows_mut<'a, T, const R: usize>(&self, data: Target<'a, T>, first: usize) -> [Target<'a, T>; R] {
+        if self.is_dense() {
+            return data.runs(self.of(first), self.shape.cols());
+        }
         let mut rows = [data; R];
         for (r, row) in rows.iter_mut().enumerate() {
             *row = data.run(self.of(first + r), self.shape.cols());

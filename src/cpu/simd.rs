@@ -61,6 +61,20 @@ impl<S: Simd> Lanes<S> {
     }
 }
 
+/// The sums of all lanes of each vector, as trees.
+#[inline(always)]
+pub(super) fn sums<S: Simd, const R: usize>(vectors: [Lanes<S>; R]) -> [f32; R] {
+    let mut sums = [0.0; R];
+    if R == 4 {
+        sums.copy_from_slice(&S::sums([vectors[0].0, vectors[1].0, vectors[2].0, vectors[3].0]));
+        return sums;
+    }
+    for r in 0..R {
+        sums[r] = vectors[r].sum();
+    }
+    sums
+}
+
 impl<S: Simd> core::ops::Add for Lanes<S> {
     type Output = Self;
     #[inline(always)]
@@ -113,6 +127,11 @@ pub(super) trait Simd: Copy {
     fn first(v: Self::V, n: usize) -> Self::V;
     /// Lane `i` and lane `i + 8` are added first, and so on by halves.
     fn sum(v: Self::V) -> f32;
+    /// Of each vector, with the same bits as [`sum`](Self::sum).
+    #[inline(always)]
+    fn sums([a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+        [Self::sum(a), Self::sum(b), Self::sum(c), Self::sum(d)]
+    }
 
     fn widen_f16(bits: [u16; LANES]) -> Self::V;
     fn widen_bf16(bits: [u16; LANES]) -> Self::V;

@@ -9,7 +9,7 @@ use crate::{
         moments::CHAIN,
         parallel::{self, Way},
         params::{Params, store_grads},
-        simd::{Kernel, LANES, Lanes, Simd, dispatch},
+        simd::{self, Kernel, LANES, Lanes, Simd, dispatch},
         totals::{self, Totals, UnitSums},
     },
     row_norm::RowNormBackward,
@@ -129,11 +129,10 @@ fn numbers<const R: usize>(of: &[f32], row: usize) -> [f32; R] {
     all
 }
 
-/// Sums over a row of `g = dy * weight` and of `g * x_hat`.
-#[derive(Clone, Copy, Default)]
-struct RowSums {
-    g: f64,
-    gx: f64,
+/// Sums over rows of `g = dy * weight` and of `g * x_hat`.
+struct RowSums<const R: usize> {
+    g: [f64; R],
+    gx: [f64; R],
 }
 
 /// The rows at hand.
@@ -204,9 +203,12 @@ impl<T: Element> ByRows for Block<'_, T> {
         let Some(dx) = self.dx else { return };
         let share = (call.shape.cols() as f64).recip();
         let centered = call.mean.is_some();
-        let mean_g = splat(sums.map(|sums| if centered { (sums.g * share) as f32 } else { 0.0 }));
-        let mean_gx = splat(sums.map(|sums| (-sums.gx * share) as f32));
-        self.write(row, &rows, dx, mean_g, mean_gx);
+        let (mut mean_g, mut minus_mean_gx) = ([0.0; R], [0.0; R]);
+        for r in 0..R {
+            mean_g[r] = if centered { (sums.g[r] * share) as f32 } else { 0.0 };
+            minus_mean_gx[r] = (-sums.gx[r] * share) as f32;
+        }
+        self.write(row, &rows, dx, splat(mean_g), splat(minus_mean_gx));
     }
 }
 
@@ -217,12 +219,12 @@ impl<T: Element> Block<'_, T> {
         &self,
         rows: &Rows<'_, S, T, R>,
         to: Target<'_, f32>,
-    ) -> [RowSums; R] {
+    ) -> RowSums<R> {
         let cols = self.call.shape.cols();
         let weight = Source::new(self.call.weight);
         let to_weight = to.run(0, if WANTED { cols } else { 0 });
         let to_bias = to.run(to_weight.len(), to_weight.len());
-        let mut sums = [RowSums::default(); R];
+        let mut sums = RowSums { g: [0.0; R], gx: [0.0; R] };
         let mut start = 0;
         while start < cols {
             let len = (cols - start).min(CHAIN * LANES);
@@ -256,9 +258,10 @@ impl<T: Element> Block<'_, T> {
                     to_bias.store(span, dbias, false);
                 }
             });
+            let (g, gx) = (simd::sums(g_sums), simd::sums(gx_sums));
             for r in 0..R {
-                sums[r].g += f64::from(g_sums[r].sum());
-                sums[r].gx += f64::from(gx_sums[r].sum());
+                sums.g[r] += f64::from(g[r]);
+                sums.gx[r] += f64::from(gx[r]);
             }
             start += len;
         }
@@ -287,8 +290,10 @@ impl<T: Element> Block<'_, T> {
         };
         let weight = Source::new(self.call.weight).run(0, cols);
         let prefetches = size_of::<T>() == 2 && cols >= PREFETCHED_ROW;
-        let [x_ahead, dy_ahead] =
-            [self.call.x.1, self.call.dy.1].map(|place| place.of(row + R) - place.of(row));
+        let [x_ahead, dy_ahead] = match prefetches {
+            true => [self.call.x.1, self.call.dy.1].map(|place| place.of(row + R) - place.of(row)),
+            false => [0; 2],
+        };
         for_spans!(S, cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
             let (weight, [x, dy]) = (weight.load(span), loaded);
             for r in 0..R {

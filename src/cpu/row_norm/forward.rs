@@ -1,10 +1,12 @@
+use core::ops::Range;
+
 use super::{ByRows, Place, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
         Cpu,
         memory::{Shared, Source, Span, Target, for_spans},
-        moments::{CHAIN, Chains, Moments, Sums},
+        moments::{CHAIN, Chains, Moments, MomentsOf, Sums, SumsOf},
         parallel::{self, Way},
         params::Params,
         simd::{Kernel, LANES, Lanes, Simd, dispatch},
@@ -108,21 +110,34 @@ impl<T: Element> Kernel for Unit<'_, T> {
     }
 }
 
-/// How a row is normalized: `((x - high) * rstd + low) * weight + bias`.
+/// How rows are normalized: `((x - high) * rstd + low) * weight + bias`.
 ///
 /// `low` makes up for what the mean loses as an `f32`; it is 0 where all elements are equal, and `y` the bias.
-#[derive(Clone, Copy)]
-struct Scale {
-    high: f32,
-    rstd: f32,
-    low: f32,
+struct Scales<const R: usize> {
+    high: [f32; R],
+    rstd: [f32; R],
+    low: [f32; R],
 }
 
-/// Whether an `f32` has too few digits for it.
-#[inline(always)]
-fn is_extreme(rstd: &f64) -> bool {
-    rstd.is_finite() && *rstd != 0.0 && !(1e-30..1e30).contains(rstd)
+impl<const R: usize> Scales<R> {
+    #[inline(always)]
+    fn new(mean: [f64; R], rstd: [f64; R], rms: bool) -> Self {
+        let mut scales = Self { high: [0.0; R], rstd: [0.0; R], low: [0.0; R] };
+        for r in 0..R {
+            scales.high[r] = mean[r] as f32;
+            scales.rstd[r] = rstd[r] as f32;
+        }
+        if !rms {
+            for r in 0..R {
+                scales.low[r] = ((f64::from(scales.high[r]) - mean[r]) * rstd[r]) as f32;
+            }
+        }
+        scales
+    }
 }
+
+/// Reciprocal standard deviations that an `f32` has digits enough for.
+const FITTING: Range<f64> = 1e-30..1e30;
 
 impl<T: Element> ByRows for Unit<'_, T> {
     #[inline(always)]
@@ -137,33 +152,31 @@ impl<T: Element> ByRows for Unit<'_, T> {
         for y in self.call.y.1.rows_mut::<T, R>(self.y, row) {
             y.prefetch_ends::<S>(self.call.stream);
         }
-        let moments = self.moments::<S, R>(x);
+        let MomentsOf { mean, var } = self.moments::<S, R>(x);
+        let eps = f64::from(self.call.eps);
         let mut rstd = [0.0; R];
-        let mut scales = [Scale { high: 0.0, rstd: 0.0, low: 0.0 }; R];
-        let mut extreme = false;
+        let mut all_fit = true;
         for r in 0..R {
-            rstd[r] = (moments[r].var + f64::from(self.call.eps)).sqrt().recip();
-            extreme |= is_extreme(&rstd[r]);
-            let high = moments[r].mean as f32;
-            let low = (f64::from(high) - moments[r].mean) * rstd[r];
-            scales[r] =
-                Scale { high, rstd: rstd[r] as f32, low: if self.call.rms { 0.0 } else { low as f32 } };
+            rstd[r] = (var[r] + eps).sqrt().recip();
+            all_fit &= FITTING.contains(&rstd[r]);
         }
-        if let Some(mean) = self.mean {
-            (0..R).for_each(|r| mean.set(row + r, scales[r].high));
+        let scales = Scales::new(mean, rstd, self.call.rms);
+        if let Some(out) = self.mean {
+            out.set_each(row, scales.high);
         }
         if let Some(out) = self.rstd {
-            (0..R).for_each(|r| out.set(row + r, scales[r].rstd));
+            out.set_each(row, scales.rstd);
         }
-        if !extreme {
-            return self.write::<S, R>(x, row, scales);
+        if all_fit {
+            return self.write::<S, R>(x, row, &scales);
         }
         // Each row as it would be alone: its bits do not depend on those beside it.
         for r in 0..R {
-            if is_extreme(&rstd[r]) {
-                self.write_exact(x[r], row + r, moments[r].mean, rstd[r]);
+            let (mean, rstd) = (mean[r], rstd[r]);
+            if FITTING.contains(&rstd) || rstd == 0.0 || !rstd.is_finite() {
+                self.write::<S, 1>([x[r]], row + r, &Scales::new([mean], [rstd], self.call.rms));
             } else {
-                self.write::<S, 1>([x[r]], row + r, [scales[r]]);
+                self.write_exact(x[r], row + r, mean, rstd);
             }
         }
     }
@@ -201,20 +214,23 @@ impl<T: Element> Unit<'_, T> {
     }
 
     #[inline(always)]
-    fn moments<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R]) -> [Moments; R] {
+    fn moments<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R]) -> MomentsOf<R> {
         let (n, eps, rms) = (self.call.shape.cols() as f64, self.call.eps, self.call.rms);
         let shifts = x.map(|x| if rms { 0.0 } else { x.one(0) });
         let sums = match rms {
             true => self.sums::<S, R, true>(x, shifts),
             false => self.sums::<S, R, false>(x, shifts),
         };
-        // A loop, as elsewhere: `from_fn` is a call, which is compiled for no instruction set.
-        let mut all = [Moments { mean: 0.0, var: 0.0 }; R];
+        if let Some(all) = MomentsOf::of(&sums, &shifts, n) {
+            return all;
+        }
+        let mut all = MomentsOf { mean: [0.0; R], var: [0.0; R] };
         for r in 0..R {
-            all[r] = match Moments::of(sums[r], shifts[r], n, eps) {
+            let Moments { mean, var } = match Moments::of(sums.row(r), shifts[r], n, eps) {
                 Some(moments) => moments,
-                None => self.moments_again(x[r], shifts[r], sums[r]),
+                None => self.moments_again(x[r], shifts[r], sums.row(r)),
             };
+            (all.mean[r], all.var[r]) = (mean, var);
         }
         all
     }
@@ -239,11 +255,11 @@ impl<T: Element> Unit<'_, T> {
         &self,
         x: [Source<'_, T>; R],
         shifts: [f32; R],
-    ) -> [Sums; R] {
+    ) -> SumsOf<R> {
         let cols = self.call.shape.cols();
         let x = as_long(x, 0, cols);
         let shifts = splat::<S, R>(shifts);
-        let mut sums = [Sums::default(); R];
+        let mut sums = SumsOf::new();
         let mut at = 0;
         while at < cols {
             let end = (at + 2 * CHAIN * LANES).min(cols);
@@ -261,15 +277,13 @@ impl<T: Element> Unit<'_, T> {
                 push::<S, T, R, RMS>(&mut chains, 1, x, shifts, Span::new(at, end - at, cols));
                 at = end;
             }
-            for r in 0..R {
-                sums[r].add(chains[r].sums());
-            }
+            sums.add(Chains::sums_of(&chains));
         }
         sums
     }
 
     #[inline(always)]
-    fn write<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R], row: usize, scales: [Scale; R]) {
+    fn write<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R], row: usize, scales: &Scales<R>) {
         let cols = self.call.shape.cols();
         let x = as_long(x, 0, cols);
         let mut y = self.call.y.1.rows_mut::<T, R>(self.y, row);
@@ -278,9 +292,9 @@ impl<T: Element> Unit<'_, T> {
         }
         let weight = Source::new(&self.call.params.weight).run(0, cols);
         let bias = Source::new(&self.call.params.bias).run(0, cols);
-        let high = splat::<S, R>(scales.map(|s| s.high));
-        let rstd = splat::<S, R>(scales.map(|s| s.rstd));
-        let low = splat::<S, R>(scales.map(|s| s.low));
+        let high = splat::<S, R>(scales.high);
+        let rstd = splat::<S, R>(scales.rstd);
+        let low = splat::<S, R>(scales.low);
         let past = self.call.stream;
         for_spans!(S, cols, y[0].head::<S>(past), |span| v = load::<S, T, R>(x, span), {
             let (weight, bias) = (weight.load(span), bias.load(span));
@@ -335,6 +349,6 @@ impl<T: Element> Kernel for Again<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) -> Sums {
-        self.unit.sums::<S, 1, false>([self.x], [self.shift])[0]
+        self.unit.sums::<S, 1, false>([self.x], [self.shift]).row(0)
     }
 }

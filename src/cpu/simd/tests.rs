@@ -87,3 +87,38 @@ fn narrowing_rounds_to_nearest_with_ties_to_even() {
         }
     });
 }
+
+/// The sums of four vectors, one by one or all at once.
+struct SumsOfFour {
+    vectors: [[f32; LANES]; 4],
+    at_once: bool,
+}
+
+impl Kernel for SumsOfFour {
+    type Output = [f32; 4];
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> [f32; 4] {
+        let [a, b, c, d] = self.vectors;
+        let vectors = [S::from_array(a), S::from_array(b), S::from_array(c), S::from_array(d)];
+        if self.at_once {
+            return S::sums(vectors);
+        }
+        let [a, b, c, d] = vectors;
+        [S::sum(a), S::sum(b), S::sum(c), S::sum(d)]
+    }
+}
+
+#[test]
+fn sums_of_four_vectors_have_the_bits_of_each() {
+    // Numbers of different sizes, so that another order rounds otherwise.
+    let number = |i: usize| ((i * 2_654_435_761) % 65_521) as f32 * 0.1f32.powi((i % 7) as i32);
+    for start in (0..4096).step_by(64) {
+        let vectors = core::array::from_fn(|v| core::array::from_fn(|lane| number(start + v * LANES + lane)));
+        at_each_level(|level| {
+            let each = dispatch(SumsOfFour { vectors, at_once: false });
+            let at_once = dispatch(SumsOfFour { vectors, at_once: true });
+            assert_eq!(at_once.map(f32::to_bits), each.map(f32::to_bits), "{level:?}");
+        });
+    }
+}

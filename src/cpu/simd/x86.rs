@@ -77,6 +77,17 @@ unsafe fn narrow_half(v: __m256) -> __m256i {
     }
 }
 
+/// Lanes `i` and `i + 8` added.
+///
+/// # Safety
+///
+/// The CPU has AVX-512 DQ.
+#[inline(always)]
+unsafe fn halved(v: __m512) -> __m256 {
+    // SAFETY: as promised.
+    unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)) }
+}
+
 /// The sum of the lanes: `i` and `i + 4` first, and so on by halves.
 ///
 /// # Safety
@@ -89,6 +100,30 @@ unsafe fn sum(v: __m256) -> f32 {
         let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+}
+
+/// The same of four vectors.
+///
+/// # Safety
+///
+/// The CPU has AVX.
+#[inline(always)]
+unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: as promised; arrays and vectors have the same bits.
+    unsafe {
+        // Two vectors in the halves of one, and at last all four.
+        let halves =
+            |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+        let (ab, cd) = (_mm256_castps_pd(halves(a, b)), _mm256_castps_pd(halves(c, d)));
+        let pairs = _mm256_add_ps(
+            _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)),
+        );
+        let all = _mm256_add_ps(pairs, _mm256_movehdup_ps(pairs));
+        // a, a, c, c and b, b, d, d.
+        let (ac, bd) = (_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+        transmute(_mm_blend_ps::<0b1010>(ac, _mm_moveldup_ps(bd)))
     }
 }
 
@@ -138,6 +173,19 @@ impl Simd for Avx2 {
     fn sum([low, high]: Self::V) -> f32 {
         // SAFETY: the CPU has AVX (see `Avx2`).
         unsafe { sum(_mm256_add_ps(low, high)) }
+    }
+    #[inline(always)]
+    fn sums(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the CPU has AVX (see `Avx2`).
+        unsafe {
+            let [a, b, c, d] = v;
+            sums([
+                _mm256_add_ps(a[0], a[1]),
+                _mm256_add_ps(b[0], b[1]),
+                _mm256_add_ps(c[0], c[1]),
+                _mm256_add_ps(d[0], d[1]),
+            ])
+        }
     }
 
     #[inline(always)]
@@ -277,7 +325,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sum(v: Self::V) -> f32 {
         // SAFETY: the CPU has AVX-512 DQ (see `Avx512`).
-        unsafe { sum(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+        unsafe { sum(halved(v)) }
+    }
+    #[inline(always)]
+    fn sums([a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: the CPU has AVX-512 DQ (see `Avx512`).
+        unsafe { sums([halved(a), halved(b), halved(c), halved(d)]) }
     }
 
     #[inline(always)]
