@@ -82,6 +82,17 @@ impl Span {
         Self { at, n, len }
     }
 
+    /// Full ones that follow each other from `at` on.
+    #[inline(always)]
+    pub(super) fn vectors<const N: usize>(at: usize, len: usize) -> [Self; N] {
+        check(at, N * LANES, len);
+        let mut spans = [Self { at, n: LANES, len }; N];
+        for (i, span) in spans.iter_mut().enumerate() {
+            span.at += i * LANES;
+        }
+        spans
+    }
+
     #[inline(always)]
     pub(super) fn at(self) -> usize {
         self.at
@@ -388,7 +399,7 @@ macro_rules! for_spans {
             $body;
         }
     }};
-    ($simd:ty, $len:expr, $head:expr, |$span:ident| $v:ident = $load:expr, $body:block) => {{
+    ($simd:ty, $values:expr, $len:expr, $head:expr, |$span:ident| $v:ident = $load:expr, $body:block) => {{
         use $crate::cpu::{memory::Span, simd::LANES};
         let (len, head): (usize, usize) = ($len, $head);
         let mut at = 0;
@@ -398,7 +409,35 @@ macro_rules! for_spans {
             $body;
             at = head;
         }
-        if <$simd>::AHEAD && len - at >= 2 * LANES {
+        if <$simd>::AHEAD && $values <= 4 && len - at >= 2 * LANES {
+            let [first, second] = Span::vectors(at, len);
+            let $span = first;
+            let mut one = $load;
+            let $span = second;
+            let mut two = $load;
+            loop {
+                let [first, second] = Span::vectors(at, len);
+                let ahead = len - at >= 4 * LANES;
+                let (mut three, mut four) = (one, two);
+                if ahead {
+                    let [_, _, third, fourth] = Span::vectors(at, len);
+                    let $span = third;
+                    three = $load;
+                    let $span = fourth;
+                    four = $load;
+                }
+                let ($span, $v) = (first, one);
+                $body;
+                let ($span, $v) = (second, two);
+                $body;
+                at += 2 * LANES;
+                if !ahead {
+                    break;
+                }
+                (one, two) = (three, four);
+            }
+        }
+        if <$simd>::AHEAD && $values > 4 && len - at >= 2 * LANES {
             let $span = Span::new(at, LANES, len);
             let mut next = $load;
             let $span = Span::new(at + LANES, LANES, len);

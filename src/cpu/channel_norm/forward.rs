@@ -6,7 +6,7 @@ use super::{
     slab::{Scale, Slab},
 };
 use crate::{
-    Element,
+    Activation, Element,
     channel_norm::{ChannelNormForward, ForwardSource, RunningUpdate},
     cpu::{
         Cpu,
@@ -263,8 +263,23 @@ impl<T: Element> Kernel for Unit<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
+        match (self.call.finish.activation, self.call.residual) {
+            (Activation::None, None) => self.normalize::<S, true>(),
+            _ => self.normalize::<S, false>(),
+        }
+    }
+}
+
+impl<T: Element> Unit<'_, T> {
+    /// `PLAIN`: there is nothing but the norm. It is compiled on its own because registers are short where runs are.
+    #[inline(always)]
+    fn normalize<S: Simd, const PLAIN: bool>(self) {
         let Self { call, slabs, y, .. } = self;
-        let (x, residual, finish) = (call.source(y), call.residual.map(Source::new), call.finish);
+        let (x, mut residual, mut finish) = (call.source(y), call.residual.map(Source::new), call.finish);
+        if PLAIN {
+            residual = None;
+            finish.activation = Activation::None;
+        }
         for (index, run) in self.pieces.unit(self.unit) {
             let new;
             let (slab, scale) = match slabs.get(index) {

@@ -286,12 +286,19 @@ impl Grid {
             });
             return;
         }
-        for_spans!(S, len, 0, |span| loaded = load_rows::<S, P, R>(pass, rows, span), {
-            let constant = pass.constant(columns.span(span));
-            for r in 0..R {
-                pass.write(constant, loaded[r], rows[r].span(span));
+        for_spans!(
+            S,
+            R * (P::TENSORS - 1),
+            len,
+            0,
+            |span| loaded = load_rows::<S, P, R>(pass, rows, span),
+            {
+                let constant = pass.constant(columns.span(span));
+                for r in 0..R {
+                    pass.write(constant, loaded[r], rows[r].span(span));
+                }
             }
-        });
+        );
     }
 
     /// Whether rows are as long as a strip, and there are registers for it.

@@ -220,12 +220,12 @@ pub(super) fn write<S: Simd, T: Element>(
     let (high, factor, term) = (Lanes::<S>::splat(high), Lanes::splat(factor), Lanes::splat(term));
     let head = y.head::<S>(past);
     if activation == Activation::None && residual.is_none() {
-        for_spans!(S, y.len(), head, |span| v = x.load(span), {
+        for_spans!(S, 1, y.len(), head, |span| v = x.load(span), {
             y.store(span, (v - high).mul_add(factor, term), past);
         });
         return;
     }
-    for_spans!(S, y.len(), head, |span| v = x.load(span), {
+    for_spans!(S, 1, y.len(), head, |span| v = x.load(span), {
         let z = (v - high).mul_add(factor, term);
         let z = match residual {
             Some(residual) => z + residual.load(span),

@@ -294,7 +294,7 @@ impl<T: Element> Block<'_, T> {
             true => [self.call.x.1, self.call.dy.1].map(|place| place.of(row + R) - place.of(row)),
             false => [0; 2],
         };
-        for_spans!(S, cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
+        for_spans!(S, 2 * R, cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
             let (weight, [x, dy]) = (weight.load(span), loaded);
             for r in 0..R {
                 if prefetches {

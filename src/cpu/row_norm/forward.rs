@@ -207,7 +207,7 @@ impl<T: Element> Unit<'_, T> {
             let residual =
                 sum.residual.map_or(h.source(), |(v, place)| place.rows::<T, 1>(Source::new(v), row)[0]);
             // In f32 the sum of two 16-bit values has digits enough to be rounded once more without harm.
-            for_spans!(S, cols, 0, |span| sum = x.load::<S>(span) + residual.load(span), {
+            for_spans!(S, 1, cols, 0, |span| sum = x.load::<S>(span) + residual.load(span), {
                 h.store(span, sum, false);
             });
         }
@@ -296,7 +296,7 @@ impl<T: Element> Unit<'_, T> {
         let rstd = splat::<S, R>(scales.rstd);
         let low = splat::<S, R>(scales.low);
         let past = self.call.stream;
-        for_spans!(S, cols, y[0].head::<S>(past), |span| v = load::<S, T, R>(x, span), {
+        for_spans!(S, R, cols, y[0].head::<S>(past), |span| v = load::<S, T, R>(x, span), {
             let (weight, bias) = (weight.load(span), bias.load(span));
             for r in 0..R {
                 let x_hat = (v[r] - high[r]).mul_add(rstd[r], low[r]);

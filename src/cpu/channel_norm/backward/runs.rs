@@ -137,7 +137,7 @@ impl<T: Element> Specialized for Fused<'_, T> {
 
 #[inline(always)]
 fn write<S: Simd, T: Element, const PLAIN: bool>(tensors: Tensors<'_, T>, constants: Constants<S>, run: Run) {
-    for_spans!(S, run.len(), tensors.head::<S>(run), |span| loaded = tensors.load(run.span(span)), {
+    for_spans!(S, 2, run.len(), tensors.head::<S>(run), |span| loaded = tensors.load(run.span(span)), {
         tensors.write::<S, PLAIN>(constants, loaded, run.span(span));
     });
 }
