@@ -12,7 +12,7 @@ use std::{
 
 use rayon::ThreadPoolBuilder;
 use warpnorm::{
-    Cpu, DType, Element, Layout,
+    Activation, Cpu, DType, Element, Layout,
     half::{bf16, f16},
 };
 
@@ -46,6 +46,8 @@ fn problems(times: usize) -> Vec<Problem> {
         instance_norm(&[30, 2000 * times, 5], Last, 15),
     ];
     all.push(with_residual(all[6].clone(), 16));
+    let grouped = group_norm(&[5 * times, 2500, 24], Last, 3, 17);
+    all.push(Problem { activation: Activation::Silu, ..with_residual(grouped, 17) });
     all
 }
 
@@ -56,7 +58,8 @@ fn any_number_of_threads_gives_the_same_bits<T: Element>() {
         let problem = problem.rounded(T::DTYPE, DType::F32);
         let with = |threads: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| outputs::<T, _>(&Cpu, &problem, &Options::default()))
+            let options = Options { in_place: problem.residual.is_some(), ..Options::default() };
+            pool.install(|| outputs::<T, _>(&Cpu, &problem, &options))
         };
         let alone = with(1);
         for threads in [2, 3, 7] {

@@ -26,6 +26,30 @@ impl Sums {
     }
 }
 
+/// Moments of the differences from a shift.
+#[derive(Clone, Copy)]
+struct Shifted {
+    delta: f64,
+    square: f64,
+    var: f64,
+}
+
+impl Shifted {
+    #[inline(always)]
+    fn of(sums: Sums, n: f64) -> Self {
+        let share = n.recip();
+        let (delta, square) = (sums.sum * share, sums.squares * share);
+        Self { delta, square, var: square - delta * delta }
+    }
+
+    /// Four variances between shift and mean cost less than three bits of the variance, and are rare with any value of the
+    /// data as the shift.
+    #[inline(always)]
+    fn is_near(self) -> bool {
+        self.delta * self.delta <= 4.0 * self.var
+    }
+}
+
 /// [`Sums`] of several rows, laid out for vectors of them.
 #[derive(Clone, Copy)]
 pub(super) struct SumsOf<const R: usize> {
@@ -65,16 +89,14 @@ impl<const R: usize> MomentsOf<R> {
     /// As [`Moments::of`]; `None` where that has to look at a row.
     #[inline(always)]
     pub(super) fn of(sums: &SumsOf<R>, shifts: &[f32; R], n: f64) -> Option<Self> {
-        let share = n.recip();
         let (mut mean, mut var) = ([0.0; R], [0.0; R]);
         let mut all_good = true;
         for r in 0..R {
-            let delta = sums.sum[r] * share;
-            let square = sums.squares[r] * share;
-            mean[r] = f64::from(shifts[r]) + delta;
-            var[r] = square - delta * delta;
+            let of_row = Shifted::of(sums.row(r), n);
+            mean[r] = f64::from(shifts[r]) + of_row.delta;
+            var[r] = of_row.var;
             // Without a branch for each, so that they are computed as a vector.
-            all_good &= SQUARES.contains(&square) & (delta * delta <= 4.0 * var[r]);
+            all_good &= SQUARES.contains(&of_row.square) & of_row.is_near();
         }
         all_good.then_some(Self { mean, var })
     }
@@ -89,20 +111,14 @@ pub(super) struct Moments {
 
 impl Moments {
     /// `None` where the shift was too far from the mean, or squares may have left the range of `f32`.
-    ///
-    /// Four variances between shift and mean cost less than three bits of the variance, and are rare with any value of
-    /// the data as the shift.
     #[inline(always)]
     pub(super) fn of(sums: Sums, shift: f32, n: f64, eps: f32) -> Option<Self> {
-        let share = n.recip();
-        let delta = sums.sum * share;
-        let square = sums.squares * share;
-        let var = square - delta * delta;
-        let in_range = SQUARES.contains(&square);
+        let of_sums = Shifted::of(sums, n);
+        let in_range = SQUARES.contains(&of_sums.square);
         // Squares of what is too small for f32 are nothing beside an eps like this.
         let nothing = sums.sum == 0.0 && sums.squares == 0.0 && eps >= 1e-20;
-        let near = delta * delta <= 4.0 * var;
-        (near && (in_range || nothing)).then_some(Self { mean: f64::from(shift) + delta, var })
+        (of_sums.is_near() && (in_range || nothing))
+            .then_some(Self { mean: f64::from(shift) + of_sums.delta, var: of_sums.var })
     }
 
     /// Where [`of`](Self::of) gives none: in two passes of `f64`.
@@ -161,9 +177,6 @@ impl<S: Simd> Chains<S> {
 
     #[inline(always)]
     pub(super) fn sums(&self) -> Sums {
-        Sums {
-            sum: f64::from((self.sum[0] + self.sum[1]).sum()),
-            squares: f64::from((self.squares[0] + self.squares[1]).sum()),
-        }
+        Self::sums_of(&[*self]).row(0)
     }
 }

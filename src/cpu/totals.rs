@@ -60,15 +60,15 @@ impl Totals {
         Parts { parts: Shared::new(&mut self.parts), width: self.width, rows: self.rows }
     }
 
-    /// The sum over some of the units of each column.
-    pub(super) fn add_up(&self, units: Range<usize>) -> Vec<f64> {
+    /// The sum over some of the units of each column, for a call that moves so many `bytes`.
+    pub(super) fn add_up(&self, units: Range<usize>, bytes: usize) -> Vec<f64> {
         let len = self.rows * self.width;
         let parts = &self.parts[units.start * len..units.end * len];
         let mut totals = vec![0.0; self.width];
         /// Columns of a unit of this work.
         const COLUMNS: usize = 4096;
         let shared = Shared::new(&mut totals);
-        parallel::for_each(self.width.div_ceil(COLUMNS), 4 * parts.len(), |unit| {
+        parallel::for_each(self.width.div_ceil(COLUMNS), size_of_val(parts).min(bytes), |unit| {
             let start = unit * COLUMNS;
             let len = COLUMNS.min(self.width - start);
             // SAFETY: each unit has columns of its own.
@@ -193,7 +193,7 @@ mod tests {
         // SAFETY: two units.
         dispatch(Blocks(unsafe { [parts.of(0), parts.of(1)] }));
         let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
-        assert_eq!(totals.add_up(1..2), of_unit);
-        assert_eq!(totals.add_up(0..2), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
+        assert_eq!(totals.add_up(1..2, 0), of_unit);
+        assert_eq!(totals.add_up(0..2, 0), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
     }
 }

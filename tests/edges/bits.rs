@@ -56,14 +56,30 @@ fn a_sample_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on
     }
 }
 
-/// All together are so many that blocks of rows are summed otherwise than those of one.
+/// Samples that are worked on one after the other or all together, as there are threads; the last ones are added up by units
+/// of several blocks.
 #[test]
 fn cpu_large_samples_alone_give_the_bits_they_give_among_others() {
     for problem in [
         instance_norm(&[8, 70_000, 4], Layout::ChannelsLast, 8),
         group_norm(&[3, 180_000, 4], Layout::ChannelsLast, 2, 8),
+        instance_norm(&[3, 530_000, 4], Layout::ChannelsLast, 8),
     ] {
         expect_the_same_alone::<f32, Cpu>(&Cpu, problem);
+    }
+}
+
+/// The second sample is so large that its gradients are made with other formulas.
+#[test]
+fn cpu_a_sample_out_of_the_ordinary_changes_no_bits_of_another() {
+    for layout in LAYOUTS {
+        for dims in [[2, 64, 8], [2, 8, 64]] {
+            for mut problem in [group_norm(&dims, layout, 4, 8), instance_norm(&dims, layout, 8)] {
+                let second = problem.x[0].len() / 2;
+                problem.x[0][second..].iter_mut().for_each(|x| *x *= 1e15);
+                expect_the_same_alone::<f32, Cpu>(&Cpu, problem);
+            }
+        }
     }
 }
 

@@ -37,8 +37,8 @@ struct Call<'a, T> {
     /// Past the caches.
     past: bool,
     bytes: usize,
-    /// Whether slabs are [`Slab::folded`].
-    folds: bool,
+    /// Whether the slabs of a segment are folded, as [`Slab`] says.
+    folds: Vec<bool>,
 }
 
 /// Reciprocal standard deviations that slabs are folded with: whether a gradient is multiplied by `x_hat` or by `x - mean`, it
@@ -51,6 +51,7 @@ fn folds(rstd: f32) -> bool {
 /// What the gradients of a slab are made with.
 #[derive(Clone, Copy)]
 struct Slab {
+    folds: bool,
     mean: f32,
     rstd: f32,
     weight: f32,
@@ -64,22 +65,25 @@ struct Slab {
 impl<'a, T: Element> Call<'a, T> {
     fn slabs(&self) -> Vec<Slab> {
         let mut slabs = Vec::with_capacity(self.shape.slabs());
-        let mut channel = 0;
-        for statistic in 0..self.shape.statistics() {
-            for _ in 0..self.shape.group() {
-                slabs.push(self.slab_of(statistic, channel));
-                channel = if channel + 1 == self.shape.channels() { 0 } else { channel + 1 };
+        let mut statistic = 0;
+        for segment in 0..self.shape.segments() {
+            for first in (0..self.shape.channels()).step_by(self.shape.group()) {
+                let channels = first..first + self.shape.group();
+                slabs.extend(channels.map(|channel| self.slab_of(segment, statistic, channel)));
+                statistic += 1;
             }
         }
         slabs
     }
 
     fn slab(&self, slab: usize) -> Slab {
-        self.slab_of(slab / self.shape.group(), slab % self.shape.channels())
+        let (segment, channel) = (slab / self.shape.channels(), slab % self.shape.channels());
+        self.slab_of(segment, slab / self.shape.group(), channel)
     }
 
-    fn slab_of(&self, statistic: usize, channel: usize) -> Slab {
+    fn slab_of(&self, segment: usize, statistic: usize, channel: usize) -> Slab {
         Slab {
+            folds: self.folds[segment],
             mean: self.mean[statistic],
             rstd: self.rstd[statistic],
             weight: self.params.weight[channel],
@@ -89,7 +93,7 @@ impl<'a, T: Element> Call<'a, T> {
         }
     }
 
-    /// One of its segments, on the calling thread.
+    /// One of its segments, whose passes are not divided among threads.
     fn segment(&self, segment: usize) -> Call<'_, T> {
         let shape = self.shape.segment();
         let elements = segment * shape.len()..(segment + 1) * shape.len();
@@ -105,14 +109,19 @@ impl<'a, T: Element> Call<'a, T> {
             rstd: &self.rstd[statistics],
             dx: self.dx.as_ref().map(of),
             dresidual: self.dresidual.as_ref().map(of),
+            folds: vec![self.folds[segment]],
             bytes: 0,
             ..*self
         }
     }
 
-    /// What is left out of folded slabs.
-    fn left_out(&self, slab: &Slab) -> f64 {
-        if self.folds { f64::from(slab.rstd) } else { 1.0 }
+    /// What is left out of a folded slab.
+    fn left_out(slab: &Slab) -> f64 {
+        if slab.folds { f64::from(slab.rstd) } else { 1.0 }
+    }
+
+    fn all_fold(&self) -> bool {
+        self.folds.iter().all(|&folds| folds)
     }
 
     /// Completes the slabs of a statistic, of whose elements each is a `share`, with what their sums say.
@@ -123,7 +132,7 @@ impl<'a, T: Element> Call<'a, T> {
             mean_gx += f64::from(slab.weight) * sums.squares * share;
         }
         for slab in slabs {
-            let scale = self.left_out(slab);
+            let scale = Self::left_out(slab);
             slab.weight = (f64::from(slab.weight) * scale) as f32;
             slab.minus_mean_g = (-mean_g * scale) as f32;
             slab.slope = (-mean_gx * scale * scale) as f32;
@@ -154,12 +163,13 @@ struct Tensors<'a, T> {
     past: bool,
     /// In no cache.
     far: bool,
+    /// Whether the slabs at hand are folded.
     folds: bool,
 }
 copy!(Tensors);
 
 impl<'a, T: Element> Tensors<'a, T> {
-    fn read(call: &Call<'a, T>) -> Self {
+    fn read(call: &Call<'a, T>, folds: bool) -> Self {
         Self {
             x: Source::new(call.x),
             dy: Source::new(call.dy),
@@ -170,17 +180,17 @@ impl<'a, T: Element> Tensors<'a, T> {
             training: call.training,
             past: call.past,
             far: call.far,
-            folds: call.folds,
+            folds,
         }
     }
 
     /// # Safety
     ///
     /// Nobody else reads or writes gradients that are written through the result.
-    unsafe fn written(call: &Call<'a, T>) -> Self {
+    unsafe fn written(call: &Call<'a, T>, folds: bool) -> Self {
         // SAFETY: as promised.
         let (dx, dresidual) = unsafe { (call.dx.map(|v| v.target()), call.dresidual.map(|v| v.target())) };
-        Self { dx, dresidual, ..Self::read(call) }
+        Self { dx, dresidual, ..Self::read(call, folds) }
     }
 
     /// `x` and `dy`.
@@ -303,11 +313,14 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
     let far = parallel::is_far(bytes, Way::Winding);
-    let folds = training
-        && activation == Activation::None
-        // The gradient of one value is exactly 0, which takes the same roundings twice.
-        && shape.per_statistic() > 1
-        && rstd.iter().all(|&rstd| self::folds(rstd));
+    // The gradient of one value is exactly 0, which takes the same roundings twice.
+    let may_fold = training && activation == Activation::None && shape.per_statistic() > 1;
+    // Each segment by itself, since the bits of a sample do not depend on the others.
+    let of_segment = shape.channels() / shape.group();
+    let folds = (0..shape.segments())
+        .map(|segment| &rstd[segment * of_segment..(segment + 1) * of_segment])
+        .map(|rstd| may_fold && rstd.iter().all(|&rstd| self::folds(rstd)))
+        .collect();
     let call = Call {
         shape,
         x,

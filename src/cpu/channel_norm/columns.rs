@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::{
-    forward::{Call, rstd},
+    forward::{Call, normalize_by},
     grid::{Grid, Pass, Summed, Written, by_segments},
     runs::Finish,
     slab::{Scale, Slab, activate, write_exact},
@@ -40,9 +40,7 @@ pub(super) fn train<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
 
 fn train_at_once<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
     self::moments(call, moments);
-    let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
-    let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
-    normalize(call, &mean, &rstd);
+    normalize_by(call, moments);
 }
 
 /// Moments of each statistic.

@@ -44,7 +44,7 @@ impl<'a, T: Element> Call<'a, T> {
         self.x.map_or(y.source(), Source::new)
     }
 
-    /// One of its segments, on the calling thread.
+    /// One of its segments, whose passes are not divided among threads.
     pub(super) fn segment(&self, segment: usize) -> Call<'_, T> {
         let shape = self.shape.segment();
         let (start, len) = (segment * shape.len(), shape.len());
@@ -108,7 +108,7 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
     }
 }
 
-pub(super) fn rstd(moments: &Moments, eps: f32) -> f64 {
+fn rstd(moments: &Moments, eps: f32) -> f64 {
     (moments.var + f64::from(eps)).sqrt().recip()
 }
 
@@ -122,18 +122,13 @@ fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
     let one_by_one = call.shape.group() == 1 || call.shape.outer() == 1;
     if by_columns(call.shape) {
         columns::train(call, &mut moments);
-        let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
-        return (moments, rstd);
     } else if one_by_one && (threads == 1 || statistics >= 2 * threads) {
         fused(call, geometry, &mut moments);
-        let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
-        return (moments, rstd);
     } else {
         moments_in_parts(call, geometry, &mut moments);
+        normalize_by(call, &moments);
     }
-    let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
-    let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
-    normalize(call, &mean, &rstd);
+    let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
     (moments, rstd)
 }
 
@@ -211,6 +206,13 @@ fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments:
         sums[statistic * parts..][..parts].iter().for_each(|part| total.add(*part));
         *moments = runs::moments_of(&geometry, x(), statistic, shifts[statistic], total, call.eps);
     }
+}
+
+/// With these moments.
+pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, moments: &[Moments]) {
+    let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
+    let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
+    normalize(call, &mean, &rstd);
 }
 
 /// With statistics that are there.

@@ -107,7 +107,7 @@ impl Grid {
     ) -> impl Iterator<Item = Vec<f64>> {
         let (segments, blocks) = (self.shape.segments(), self.blocks);
         // Whatever the number of segments, since the bits of one do not depend on it.
-        let per_unit = totals::blocks_per_unit(blocks, self.width).min(blocks.max(1));
+        let per_unit = totals::blocks_per_unit(blocks, self.width);
         let of_segment = blocks.div_ceil(per_unit);
         let mut totals = Totals::new(segments * of_segment, 2 * self.width, per_unit > 1);
         let parts = totals.parts();
@@ -118,7 +118,8 @@ impl Grid {
             // SAFETY: each unit has its own.
             sum(segment, first..(first + per_unit).min(of_segment.end), unsafe { parts.of(unit) });
         });
-        (0..segments).map(move |segment| totals.add_up(segment * of_segment..(segment + 1) * of_segment))
+        (0..segments)
+            .map(move |segment| totals.add_up(segment * of_segment..(segment + 1) * of_segment, bytes))
     }
 
     /// The segment of a block.

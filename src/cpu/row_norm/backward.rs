@@ -79,7 +79,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
         dispatch(Unit { call: &call, rows: first..last, block, dx, sums });
     });
     if call.sums_wanted {
-        let sums = totals.add_up(0..units);
+        let sums = totals.add_up(0..units, bytes);
         store_grads(grads, |col| sums[col], |col| sums[shape.cols() + col], accumulate);
     }
 }

@@ -113,15 +113,15 @@ unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     // SAFETY: as promised; arrays and vectors have the same bits.
     unsafe {
         // Two vectors in the halves of one, and at last all four.
-        let halves =
-            |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
-        let (ab, cd) = (_mm256_castps_pd(halves(a, b)), _mm256_castps_pd(halves(c, d)));
+        let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+        let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
+        let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
         let pairs = _mm256_add_ps(
             _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
             _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)),
         );
         let all = _mm256_add_ps(pairs, _mm256_movehdup_ps(pairs));
-        // a, a, c, c and b, b, d, d.
+        // In lanes 0 and 2; nothing of use in the others.
         let (ac, bd) = (_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
         transmute(_mm_blend_ps::<0b1010>(ac, _mm_moveldup_ps(bd)))
     }

@@ -27,7 +27,8 @@ struct Expanded {
 }
 
 impl Expanded {
-    fn new(grid: &Grid, slabs: &[Slab], folds: bool) -> Self {
+    fn new(grid: &Grid, slabs: &[Slab]) -> Self {
+        let folds = slabs.iter().all(|slab| slab.folds);
         let known =
             || [grid.expand(|channel| slabs[channel].rstd), grid.expand(|channel| slabs[channel].bias)];
         let weight = if folds { Vec::new() } else { grid.expand(|channel| slabs[channel].weight) };
@@ -77,11 +78,11 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
     let share = (shape.per_statistic() as f64).recip();
     let mut sums = vec![Sums::default(); shape.slabs()];
     let mut expanded: Vec<_> =
-        slabs.chunks(shape.channels()).map(|slabs| Expanded::new(&grid, slabs, call.folds)).collect();
+        slabs.chunks(shape.channels()).map(|slabs| Expanded::new(&grid, slabs)).collect();
     if sums_wanted || call.training && call.dx.is_some() {
         add_up(call, grid, &expanded, &mut sums);
         for (sums, slab) in sums.iter_mut().zip(&slabs) {
-            sums.squares *= call.left_out(slab);
+            sums.squares *= Call::<T>::left_out(slab);
         }
     }
     if call.dx.is_none() && call.dresidual.is_none() {
@@ -95,7 +96,7 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
     }
     parallel::for_each_last_first(grid.units(), 2 * grid.block_bytes::<T>(), call.bytes, |unit| {
         // SAFETY: a unit touches its own rows only.
-        let tensors = unsafe { Tensors::written(call) };
+        let tensors = unsafe { Tensors::written(call, call.folds[grid.segment(unit)]) };
         let numbers = expanded[grid.segment(unit)].sources();
         dispatch(Either(Block { grid, unit, tensors, numbers }));
     });
@@ -104,8 +105,8 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
 
 fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, expanded: &[Expanded], sums: &mut [Sums]) {
     let totals = grid.totals(call.bytes, |segment, blocks, sums| {
-        let numbers = expanded[segment].sources();
-        dispatch(Either(BlockSums { grid, blocks, tensors: Tensors::read(call), numbers, sums }));
+        let (tensors, numbers) = (Tensors::read(call, call.folds[segment]), expanded[segment].sources());
+        dispatch(Either(BlockSums { grid, blocks, tensors, numbers, sums }));
     });
     for (sums, columns) in sums.chunks_mut(call.shape.channels()).zip(totals) {
         let (d, dx_hat) = columns.split_at(grid.width);

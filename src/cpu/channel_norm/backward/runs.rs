@@ -31,6 +31,14 @@ impl Slab {
     }
 }
 
+impl<T> Tensors<'_, T> {
+    /// For a slab: those of a unit may be of several segments.
+    #[inline(always)]
+    fn of(self, slab: &Slab) -> Self {
+        Self { folds: slab.folds, ..self }
+    }
+}
+
 /// Writes what is wanted, and gives the sums over each slab where they are.
 pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_wanted: bool) -> Vec<Sums> {
     let shape = call.shape;
@@ -64,7 +72,7 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_
         // SAFETY: a unit touches its own statistics and their elements only, which no other statistic shares.
         let (tensors, slabs, sums) = unsafe {
             (
-                Tensors::written(call),
+                Tensors::written(call, call.all_fold()),
                 slabs.target().slice(first * group, len * group),
                 out.target().slice(first * group, len * group),
             )
@@ -113,7 +121,7 @@ impl<T: Element> Specialized for Fused<'_, T> {
             }
             call.complete(share, slabs, sums);
             for (neighbor, slab) in slabs.iter().enumerate() {
-                let constants = slab.splat::<S>();
+                let (tensors, constants) = (tensors.of(slab), slab.splat::<S>());
                 // The last run is the one that is most likely still in a cache.
                 let run = |outer| {
                     let at = geometry.start(first + start + neighbor, outer);
@@ -151,7 +159,7 @@ fn part_sums<S: Simd, T: Element, const PLAIN: bool>(
     part: usize,
     constants: &Slab,
 ) -> Sums {
-    let part = geometry.part(part);
+    let (part, tensors) = (geometry.part(part), tensors.of(constants));
     let mut adder = Adder::<S> {
         constants: constants.splat(),
         d: [Lanes::splat(0.0); 2],
@@ -236,7 +244,7 @@ fn sum_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums: &mut [Sum
         let (slab, part) = (unit / parts, unit % parts);
         let sums = dispatch(Either(OnePart {
             geometry,
-            tensors: Tensors::read(call),
+            tensors: Tensors::read(call, call.all_fold()),
             slab,
             part,
             constants: call.slab(slab),
@@ -278,7 +286,7 @@ fn write_pieces<T: Element>(call: &Call<'_, T>, slabs: &[Slab]) {
     let pieces = Pieces::new(call.shape);
     parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
-        let tensors = unsafe { Tensors::written(call) };
+        let tensors = unsafe { Tensors::written(call, call.all_fold()) };
         dispatch(Either(Unit { pieces, unit, slabs, tensors }));
     });
 }
@@ -303,7 +311,8 @@ impl<T: Element> Specialized for Unit<'_, T> {
     fn run<S: Simd, const PLAIN: bool>(self) {
         for (slab, run) in self.pieces.unit(self.unit) {
             self.tensors.prefetch_ends::<S>(run);
-            write::<S, T, PLAIN>(self.tensors, self.slabs[slab].splat(), run);
+            let slab = &self.slabs[slab];
+            write::<S, T, PLAIN>(self.tensors.of(slab), slab.splat(), run);
         }
     }
 }
