@@ -65,12 +65,14 @@ struct Slab {
 impl<'a, T: Element> Call<'a, T> {
     fn slabs(&self) -> Vec<Slab> {
         let mut slabs = Vec::with_capacity(self.shape.slabs());
-        let mut statistic = 0;
-        for segment in 0..self.shape.segments() {
-            for first in (0..self.shape.channels()).step_by(self.shape.group()) {
-                let channels = first..first + self.shape.group();
-                slabs.extend(channels.map(|channel| self.slab_of(segment, statistic, channel)));
-                statistic += 1;
+        let (mut statistic, mut neighbors) = (0, 0);
+        for &folds in &self.folds {
+            for channel in 0..self.shape.channels() {
+                slabs.push(self.slab_of(folds, statistic, channel));
+                neighbors += 1;
+                if neighbors == self.shape.group() {
+                    (statistic, neighbors) = (statistic + 1, 0);
+                }
             }
         }
         slabs
@@ -78,12 +80,12 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn slab(&self, slab: usize) -> Slab {
         let (segment, channel) = (slab / self.shape.channels(), slab % self.shape.channels());
-        self.slab_of(segment, slab / self.shape.group(), channel)
+        self.slab_of(self.folds[segment], slab / self.shape.group(), channel)
     }
 
-    fn slab_of(&self, segment: usize, statistic: usize, channel: usize) -> Slab {
+    fn slab_of(&self, folds: bool, statistic: usize, channel: usize) -> Slab {
         Slab {
-            folds: self.folds[segment],
+            folds,
             mean: self.mean[statistic],
             rstd: self.rstd[statistic],
             weight: self.params.weight[channel],
