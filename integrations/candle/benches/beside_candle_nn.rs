@@ -62,6 +62,28 @@ struct Layers {
     ours: Layer,
 }
 
+/// Layers and the sum before them, of which `ours` gives both.
+fn with_sum(
+    theirs: impl Module + 'static,
+    theirs_tracked: impl Fn(&Tensor) -> Result<Tensor> + 'static,
+    ours: impl Fn(&Tensor) -> Result<(Tensor, Tensor)> + 'static,
+) -> Layers {
+    let after_sum = |layer: Layer| -> Layer {
+        Box::new(move |x| {
+            let h = (x + x)?;
+            layer(&h)? + h
+        })
+    };
+    Layers {
+        theirs: after_sum(Box::new(move |h| theirs.forward(h))),
+        theirs_tracked: after_sum(Box::new(theirs_tracked)),
+        ours: Box::new(move |x| {
+            let (y, h) = ours(x)?;
+            y + h
+        }),
+    }
+}
+
 fn layers(op: Op, dims: &[usize], weight: &Tensor, bias: &Tensor) -> Result<Layers> {
     let (w, b) = (|| weight.clone(), || bias.clone());
     let channels = weight.elem_count();
@@ -86,41 +108,21 @@ fn layers(op: Op, dims: &[usize], weight: &Tensor, bias: &Tensor) -> Result<Laye
         // Residuals are the tensor itself: no other is needed for the time it takes.
         Op::AddLayerNorm => {
             let (weight, bias) = (w(), b());
-            let theirs = candle_nn::LayerNorm::new(w(), b(), EPS);
             let ours = ours::LayerNorm::new(w(), b(), EPS);
-            Layers {
-                theirs: Box::new(move |x| {
-                    let h = (x + x)?;
-                    theirs.forward(&h)? + h
-                }),
-                theirs_tracked: Box::new(move |x| {
-                    let h = (x + x)?;
-                    ops::layer_norm_slow(&h, &weight, &bias, EPS as f32)? + h
-                }),
-                ours: Box::new(move |x| {
-                    let (y, h) = ours.forward_residual(x, x)?;
-                    y + h
-                }),
-            }
+            with_sum(
+                candle_nn::LayerNorm::new(w(), b(), EPS),
+                move |h| ops::layer_norm_slow(h, &weight, &bias, EPS as f32),
+                move |x| ours.forward_residual(x, x),
+            )
         }
         Op::AddRmsNorm => {
             let weight = w();
-            let theirs = candle_nn::RmsNorm::new(w(), EPS);
             let ours = ours::RmsNorm::new(w(), EPS);
-            Layers {
-                theirs: Box::new(move |x| {
-                    let h = (x + x)?;
-                    theirs.forward(&h)? + h
-                }),
-                theirs_tracked: Box::new(move |x| {
-                    let h = (x + x)?;
-                    ops::rms_norm_slow(&h, &weight, EPS as f32)? + h
-                }),
-                ours: Box::new(move |x| {
-                    let (y, h) = ours.forward_residual(x, x)?;
-                    y + h
-                }),
-            }
+            with_sum(
+                candle_nn::RmsNorm::new(w(), EPS),
+                move |h| ops::rms_norm_slow(h, &weight, EPS as f32),
+                move |x| ours.forward_residual(x, x),
+            )
         }
         Op::GroupNormSilu(groups) => {
             let theirs = || -> Result<Layer> {

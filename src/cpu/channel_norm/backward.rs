@@ -277,22 +277,24 @@ impl<'a, T: Element> Tensors<'a, T> {
 trait Specialized: Sized {
     type Output;
 
-    fn is_plain(&self) -> bool;
     /// As [`Kernel::run`].
     fn run<S: Simd, const PLAIN: bool>(self) -> Self::Output;
 }
 
 /// The kernel of such work.
-struct Either<W>(W);
+struct Either<W> {
+    is_plain: bool,
+    work: W,
+}
 
 impl<W: Specialized> Kernel for Either<W> {
     type Output = W::Output;
 
     #[inline(always)]
     fn run<S: Simd>(self) -> W::Output {
-        match self.0.is_plain() {
-            true => self.0.run::<S, true>(),
-            false => self.0.run::<S, false>(),
+        match self.is_plain {
+            true => self.work.run::<S, true>(),
+            false => self.work.run::<S, false>(),
         }
     }
 }

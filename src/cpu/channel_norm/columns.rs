@@ -24,23 +24,28 @@ use crate::{
 const SAMPLES: usize = 16;
 
 /// Normalizes with statistics of the tensor itself, and gives them.
-pub(super) fn train<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
+pub(super) fn train<T: Element>(call: &Call<'_, T>, moments: &mut [Moments], rstd: &mut [f64]) {
     if !by_segments(call.shape, call.bytes) {
-        return train_at_once(call, moments);
+        return train_at_once(call, moments, rstd);
     }
     let segments = call.shape.segments();
     let statistics = moments.len() / segments;
-    let out = Shared::new(moments);
+    let (moments, rstd) = (Shared::new(moments), Shared::new(rstd));
     parallel::for_each(segments, call.bytes, |segment| {
         // SAFETY: each segment has statistics of its own.
-        let moments = unsafe { out.target().slice(segment * statistics, statistics) };
-        train_at_once(&call.segment(segment), moments);
+        let (moments, rstd) = unsafe {
+            (
+                moments.target().slice(segment * statistics, statistics),
+                rstd.target().slice(segment * statistics, statistics),
+            )
+        };
+        train_at_once(&call.segment(segment), moments, rstd);
     });
 }
 
-fn train_at_once<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
+fn train_at_once<T: Element>(call: &Call<'_, T>, moments: &mut [Moments], rstd: &mut [f64]) {
     self::moments(call, moments);
-    normalize_by(call, moments);
+    normalize_by(call, moments, rstd);
 }
 
 /// Moments of each statistic.

@@ -117,32 +117,32 @@ fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
     let geometry = Geometry::new(call.shape);
     let statistics = call.shape.statistics();
     let mut moments = vec![Moments { mean: 0.0, var: 0.0 }; statistics];
+    let mut rstd = vec![0.0; statistics];
     let threads = parallel::threads(call.bytes);
     // With several channels in several runs, one channel after another would not be the order of memory.
     let one_by_one = call.shape.group() == 1 || call.shape.outer() == 1;
     if by_columns(call.shape) {
-        columns::train(call, &mut moments);
+        columns::train(call, &mut moments, &mut rstd);
     } else if one_by_one && (threads == 1 || statistics >= 2 * threads) {
-        fused(call, geometry, &mut moments);
+        fused(call, geometry, &mut moments, &mut rstd);
     } else {
         moments_in_parts(call, geometry, &mut moments);
-        normalize_by(call, &moments);
+        normalize_by(call, &moments, &mut rstd);
     }
-    let rstd = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
     (moments, rstd)
 }
 
 /// Each statistic at a time, so that its elements are read again while they are in a cache.
-fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments: &mut [Moments]) {
+fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments: &mut [Moments], rstd: &mut [f64]) {
     let per_unit = UNIT.div_ceil(call.shape.per_statistic());
     let statistics = moments.len();
-    let out = Shared::new(moments);
+    let (out, rstd) = (Shared::new(moments), Shared::new(rstd));
     parallel::for_each(statistics.div_ceil(per_unit), call.bytes, |unit| {
         let first = unit * per_unit;
         let last = (first + per_unit).min(statistics);
         // SAFETY: a unit touches its own statistics and their elements only, which no other statistic shares.
-        let (y, moments) = unsafe { (call.y.target(), out.target()) };
-        dispatch(Fused { call, geometry, first, last, y, moments });
+        let (y, moments, rstd) = unsafe { (call.y.target(), out.target(), rstd.target()) };
+        dispatch(Fused { call, geometry, first, last, y, moments, rstd });
     });
 }
 
@@ -154,6 +154,7 @@ struct Fused<'a, T> {
     last: usize,
     y: Target<'a, T>,
     moments: Target<'a, Moments>,
+    rstd: Target<'a, f64>,
 }
 
 impl<T: Element> Kernel for Fused<'_, T> {
@@ -168,6 +169,7 @@ impl<T: Element> Kernel for Fused<'_, T> {
             let moments = runs::moments::<S, T>(&geometry, x, statistic, call.eps);
             self.moments.set(statistic, moments);
             let rstd = rstd(&moments, call.eps);
+            self.rstd.set(statistic, rstd);
             for neighbor in 0..group {
                 let slab = call.slab(statistic * group + neighbor, moments.mean, rstd);
                 let scale = slab.scale();
@@ -208,11 +210,13 @@ fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments:
     }
 }
 
-/// With these moments.
-pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, moments: &[Moments]) {
+/// With these moments; gives the reciprocal standard deviations.
+pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, moments: &[Moments], rstd: &mut [f64]) {
     let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
-    let rstd: Vec<f64> = moments.iter().map(|m| self::rstd(m, call.eps)).collect();
-    normalize(call, &mean, &rstd);
+    for (rstd, moments) in rstd.iter_mut().zip(moments) {
+        *rstd = self::rstd(moments, call.eps);
+    }
+    normalize(call, &mean, rstd);
 }
 
 /// With statistics that are there.

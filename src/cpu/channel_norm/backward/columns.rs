@@ -27,8 +27,7 @@ struct Expanded {
 }
 
 impl Expanded {
-    fn new(grid: &Grid, slabs: &[Slab]) -> Self {
-        let folds = slabs.iter().all(|slab| slab.folds);
+    fn new(grid: &Grid, slabs: &[Slab], folds: bool) -> Self {
         let known =
             || [grid.expand(|channel| slabs[channel].rstd), grid.expand(|channel| slabs[channel].bias)];
         let weight = if folds { Vec::new() } else { grid.expand(|channel| slabs[channel].weight) };
@@ -77,8 +76,11 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
     let mut slabs = call.slabs();
     let share = (shape.per_statistic() as f64).recip();
     let mut sums = vec![Sums::default(); shape.slabs()];
-    let mut expanded: Vec<_> =
-        slabs.chunks(shape.channels()).map(|slabs| Expanded::new(&grid, slabs)).collect();
+    let mut expanded: Vec<_> = slabs
+        .chunks(shape.channels())
+        .zip(&call.folds)
+        .map(|(slabs, &folds)| Expanded::new(&grid, slabs, folds))
+        .collect();
     if sums_wanted || call.training && call.dx.is_some() {
         add_up(call, grid, &expanded, &mut sums);
         for (sums, slab) in sums.iter_mut().zip(&slabs) {
@@ -98,7 +100,7 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
         // SAFETY: a unit touches its own rows only.
         let tensors = unsafe { Tensors::written(call, call.folds[grid.segment(unit)]) };
         let numbers = expanded[grid.segment(unit)].sources();
-        dispatch(Either(Block { grid, unit, tensors, numbers }));
+        dispatch(Either { is_plain: tensors.is_plain(), work: Block { grid, unit, tensors, numbers } });
     });
     sums
 }
@@ -106,7 +108,8 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
 fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, expanded: &[Expanded], sums: &mut [Sums]) {
     let totals = grid.totals(call.bytes, |segment, blocks, sums| {
         let (tensors, numbers) = (Tensors::read(call, call.folds[segment]), expanded[segment].sources());
-        dispatch(Either(BlockSums { grid, blocks, tensors, numbers, sums }));
+        let work = BlockSums { grid, blocks, tensors, numbers, sums };
+        dispatch(Either { is_plain: tensors.is_plain(), work });
     });
     for (sums, columns) in sums.chunks_mut(call.shape.channels()).zip(totals) {
         let (d, dx_hat) = columns.split_at(grid.width);
@@ -185,11 +188,6 @@ impl<T: Element> Specialized for BlockSums<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn is_plain(&self) -> bool {
-        self.tensors.is_plain()
-    }
-
-    #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
         let Self { grid, blocks, tensors, numbers, sums } = self;
         grid.sum::<S, T, _>(blocks, Columns::<T, PLAIN> { tensors, numbers }, sums, tensors.far);
@@ -206,11 +204,6 @@ struct Block<'a, T> {
 
 impl<T: Element> Specialized for Block<'_, T> {
     type Output = ();
-
-    #[inline(always)]
-    fn is_plain(&self) -> bool {
-        self.tensors.is_plain()
-    }
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {

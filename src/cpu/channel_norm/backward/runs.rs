@@ -77,7 +77,8 @@ pub(super) fn backward<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums_
                 out.target().slice(first * group, len * group),
             )
         };
-        dispatch(Either(Fused { call, geometry, first: first * group, tensors, slabs, sums, written }));
+        let work = Fused { call, geometry, first: first * group, tensors, slabs, sums, written };
+        dispatch(Either { is_plain: tensors.is_plain(), work });
     });
     sums
 }
@@ -96,11 +97,6 @@ struct Fused<'a, T> {
 
 impl<T: Element> Specialized for Fused<'_, T> {
     type Output = ();
-
-    #[inline(always)]
-    fn is_plain(&self) -> bool {
-        self.tensors.is_plain()
-    }
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
@@ -242,13 +238,9 @@ fn sum_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, sums: &mut [Sum
     let out = Shared::new(&mut of_parts);
     parallel::for_each(sums.len() * parts, call.bytes, |unit| {
         let (slab, part) = (unit / parts, unit % parts);
-        let sums = dispatch(Either(OnePart {
-            geometry,
-            tensors: Tensors::read(call, call.all_fold()),
-            slab,
-            part,
-            constants: call.slab(slab),
-        }));
+        let tensors = Tensors::read(call, call.all_fold());
+        let work = OnePart { geometry, tensors, slab, part, constants: call.slab(slab) };
+        let sums = dispatch(Either { is_plain: tensors.is_plain(), work });
         // SAFETY: each unit sets its own.
         unsafe { out.target() }.set(unit, sums);
     });
@@ -270,11 +262,6 @@ impl<T: Element> Specialized for OnePart<'_, T> {
     type Output = Sums;
 
     #[inline(always)]
-    fn is_plain(&self) -> bool {
-        self.tensors.is_plain()
-    }
-
-    #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) -> Sums {
         let Self { geometry, tensors, slab, part, constants } = self;
         part_sums::<S, T, PLAIN>(&geometry, tensors, slab, part, &constants)
@@ -287,7 +274,7 @@ fn write_pieces<T: Element>(call: &Call<'_, T>, slabs: &[Slab]) {
     parallel::for_each(pieces.units(), call.bytes, |unit| {
         // SAFETY: a unit touches its own pieces only.
         let tensors = unsafe { Tensors::written(call, call.all_fold()) };
-        dispatch(Either(Unit { pieces, unit, slabs, tensors }));
+        dispatch(Either { is_plain: tensors.is_plain(), work: Unit { pieces, unit, slabs, tensors } });
     });
 }
 
@@ -301,11 +288,6 @@ struct Unit<'a, T> {
 
 impl<T: Element> Specialized for Unit<'_, T> {
     type Output = ();
-
-    #[inline(always)]
-    fn is_plain(&self) -> bool {
-        self.tensors.is_plain()
-    }
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
