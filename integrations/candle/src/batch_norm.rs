@@ -194,7 +194,8 @@ impl BatchNorm {
             .activation(activation);
         let norm = match train {
             true => Norm::Channels(Channels::Batch(norm, running)),
-            false => Norm::Running(norm, running),
+            // Copies, because a backward pass must not find what is set meanwhile; in training it needs neither.
+            false => Norm::Running(norm, [running[0].copy()?, running[1].copy()?]),
         };
         let output = channels::call(norm, x, residual, self.weight_and_bias())?;
         for (var, moved) in vars.into_iter().zip(output.running.into_iter().flatten()) {
@@ -204,9 +205,8 @@ impl BatchNorm {
     }
 }
 
-/// What a variable holds now: a backward pass must not find what is set meanwhile.
 fn in_f32(var: &Var) -> Result<Tensor> {
-    var.as_detached_tensor().copy()?.to_dtype(DType::F32)?.contiguous()
+    var.as_detached_tensor().to_dtype(DType::F32)?.contiguous()
 }
 
 fn check_numbers(eps: f64, momentum: f64) -> Result<()> {
