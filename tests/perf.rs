@@ -39,6 +39,19 @@ fn the_floor_counts_every_tensor_of_a_call_once() {
 }
 
 #[test]
+fn beyond_caches_a_batch_norm_reads_twice() {
+    let tensors = |name: &str| {
+        let case = case(name);
+        case.floor_bytes_beyond_caches() / case.tensor_bytes()
+    };
+    let batch_norm = |call: &str| tensors(&format!("batch_norm/{call}/f16/first/32x256x56x56"));
+    let calls = ["fwd", "bwd", "fwd+residual+relu", "bwd+residual+relu", "eval_fwd", "eval_bwd"];
+    assert_eq!(calls.map(batch_norm), [3, 5, 4, 7, 2, 3]);
+    assert_eq!(tensors("batch_norm/fwdbwd/f32/last/32x14x14x256"), 8);
+    assert_eq!(tensors("layer_norm/fwdbwd/f32/rows/8192x64"), 5);
+}
+
+#[test]
 fn channels_last_moves_the_channels_behind_the_positions() {
     let case = case("instance_norm/bwd/f16/last/2x128x128x128x32");
     assert_eq!((case.channels, case.len()), (32, 2 * 32 * 128 * 128 * 128));
@@ -102,7 +115,9 @@ fn python_reads_the_same_cases_from_the_suite() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let ours: Vec<String> = suite::cases(extent)
             .iter()
-            .map(|case| format!("{} {}", case.name(), case.floor_bytes()))
+            .map(|case| {
+                format!("{} {} {}", case.name(), case.floor_bytes(), case.floor_bytes_beyond_caches())
+            })
             .collect();
         assert_eq!(String::from_utf8(output.stdout).unwrap().lines().collect::<Vec<_>>(), ours);
     }

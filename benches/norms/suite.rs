@@ -154,6 +154,16 @@ impl Case {
     pub(crate) fn floor_bytes(&self) -> u64 {
         self.floor_tensors() * self.tensor_bytes()
     }
+
+    /// The floor where no cache holds a tensor between two passes over it: the statistics of a channel over all samples
+    /// are a pass of their own, forward over `x` and backward over `x` and `dy`. Rows and groups fit a cache.
+    #[allow(dead_code)] // only benches/peers/cpu asks
+    pub(crate) fn floor_bytes_beyond_caches(&self) -> u64 {
+        let Call { forward, backward, eval, .. } = self.call;
+        let again =
+            if self.op == Op::BatchNorm && !eval { u64::from(forward) + 2 * u64::from(backward) } else { 0 };
+        self.floor_bytes() + again * self.tensor_bytes()
+    }
 }
 
 /// Which cases.

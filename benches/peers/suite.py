@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The cases of benches/suite.json, as benches/norms/suite.rs reads them. As a program it prints their names and floors:
+"""The cases of benches/suite.json, as benches/norms/suite.rs reads them. As a program it prints their names, and
+their floors within and beyond caches:
 
     suite.py quick|full|cpu|test
 """
@@ -70,6 +71,12 @@ class Case:
         tensors = forward * self.forward + backward * self.backward
         return tensors * self.tensor_bytes
 
+    @property
+    def floor_bytes_beyond_caches(self):
+        """Where no cache holds a tensor between two passes over it: a BatchNorm's statistics are a pass of their own."""
+        again = self.forward + 2 * self.backward if self.op == "batch_norm" and not self.eval else 0
+        return self.floor_bytes + again * self.tensor_bytes
+
 
 def cases(extent):
     """Every case of the suite to that extent (quick, full, cpu or test), each once, in the order of the file."""
@@ -89,4 +96,4 @@ def cases(extent):
 
 if __name__ == "__main__":
     for one in cases(sys.argv[1]):
-        print(one.name, one.floor_bytes)
+        print(one.name, one.floor_bytes, one.floor_bytes_beyond_caches)

@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 
 OWN, CEILING = "warpnorm", "copy"
-# Upper bounds of one tensor's bytes: below the first x and y fit the second cache of most processors, below the second
-# the last.
-SIZE_CLASSES = [("small", 1 << 20), ("medium", 8 << 20), ("large", math.inf)]
+# Upper bounds of one tensor's bytes: of tiny ones a call is mostly overhead; x and y of small ones fit the second cache of most
+# processors, of medium ones the last, which one huge tensor does not.
+SIZE_CLASSES = [("tiny", 64 << 10), ("small", 1 << 20), ("medium", 8 << 20), ("large", 32 << 20), ("huge", math.inf)]
 PASSES = {"fwd": "forward", "eval_fwd": "forward", "bwd": "backward", "fwdbwd": "forward and backward"}
 
 
@@ -71,7 +71,8 @@ def rows(run: dict) -> list[Row]:
 
 
 def summary(found: list[Row]) -> list[tuple]:
-    """Threads, passes, size class, cases, lower quartile, geometric mean and least of the ratios, median share."""
+    """Threads, passes, size class, cases, those of them with ratios below 1, lower quartile, geometric mean and least of the
+    ratios, median and least share."""
     lines = []
     directions, sizes = [None, *dict.fromkeys(PASSES.values())], [None, *(name for name, _ in SIZE_CLASSES)]
     for threads in dict.fromkeys(row.threads for row in found):
@@ -86,10 +87,10 @@ def summary(found: list[Row]) -> list[tuple]:
                 ratios = [row.ratio for row in chosen if row.ratio]
                 shares = [row.share for row in chosen if row.share]
                 if ratios:
-                    median = statistics.median(shares) if shares else None
                     lines.append((
-                        threads, direction or "all", size or "all", len(ratios), lower_quartile(ratios),
-                        statistics.geometric_mean(ratios), min(ratios), median,
+                        threads, direction or "all", size or "all", len(ratios), sum(ratio < 1 for ratio in ratios),
+                        lower_quartile(ratios), statistics.geometric_mean(ratios), min(ratios),
+                        statistics.median(shares) if shares else None, min(shares, default=None),
                     ))
     return lines
 
@@ -110,13 +111,14 @@ def page(run: dict) -> str:
     lines += [
         "", "How many times as fast as the fastest peer that computes the same (above 1: faster), and the share of a",
         "copy's speed at the same bytes.", "",
-        "| threads | passes | tensors | cases | lower quartile | geometric mean | least | median share of a copy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| threads | passes | tensors | cases | slower | lower quartile | geometric mean | least "
+        "| median share of a copy | least |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for threads, direction, size, cases, quartile, mean, least, share in summary(found):
+    for threads, direction, size, cases, slower, quartile, mean, least, share, least_share in summary(found):
         lines.append(
-            f"| {threads} | {direction} | {size} | {cases} | {quartile:.2f} | {mean:.2f} | {least:.2f} "
-            f"| {number(share, '.0%')} |"
+            f"| {threads} | {direction} | {size} | {cases} | {slower} | {quartile:.2f} | {mean:.2f} | {least:.2f} "
+            f"| {number(share, '.0%')} | {number(least_share, '.0%')} |"
         )
     lines += [
         "", "| case | threads | us | best peer | its us | ratio | share of a copy |", "|---|---|---|---|---|---|---|",

@@ -49,10 +49,10 @@ class Figures(unittest.TestCase):
 
     def test_the_summary_is_by_threads_passes_and_sizes(self):
         lines = {line[:3]: line[3:] for line in figures.summary(figures.rows(RUN))}
-        cases, quartile, mean, least, share = lines[1, "all", "all"]
-        self.assertEqual((cases, quartile, least, share), (2, 0.75, 0.5, 0.8))
+        cases, slower, quartile, mean, least, share, least_share = lines[1, "all", "all"]
+        self.assertEqual((cases, slower, quartile, least, share, least_share), (2, 1, 0.75, 0.5, 0.8, 0.8))
         self.assertAlmostEqual(mean, 0.75**0.5)
-        self.assertEqual(lines[1, "backward", "medium"], (1, 0.5, 0.5, 0.5, None))
+        self.assertEqual(lines[1, "backward", "medium"], (1, 1, 0.5, 0.5, 0.5, None, None))
         self.assertNotIn((2, "all", "all"), lines)
 
     def test_the_lower_quartile_lies_between_values(self):
@@ -61,8 +61,9 @@ class Figures(unittest.TestCase):
         self.assertEqual(figures.lower_quartile([1.0, 2.0, 3.0, 4.0]), 1.75)
 
     def test_size_classes_are_of_one_tensor(self):
-        names = [figures.size_class(size) for size in ((1 << 20) - 1, 1 << 20, (8 << 20) - 1, 8 << 20)]
-        self.assertEqual(names, ["small", "medium", "medium", "large"])
+        sizes = [(64 << 10) - 1, 64 << 10, (1 << 20) - 1, 1 << 20, (8 << 20) - 1, 8 << 20, (32 << 20) - 1, 32 << 20]
+        names = ["tiny", "small", "small", "medium", "medium", "large", "large", "huge"]
+        self.assertEqual([figures.size_class(size) for size in sizes], names)
 
     def test_the_page_names_missing_peers_what_is_left_out_and_every_case(self):
         lines = figures.page(RUN).splitlines()
@@ -72,7 +73,7 @@ class Figures(unittest.TestCase):
             "- **missing: jax** (no wheel)",
             "- candle, cases left out: 1 (computes something else)",
             "- onnxruntime, cases left out: 1 (no backward pass)",
-            "| 1 | all | all | 2 | 0.75 | 0.87 | 0.50 | 80% |",
+            "| 1 | all | all | 2 | 1 | 0.75 | 0.87 | 0.50 | 80% | 80% |",
             f"| {FORWARD} | 1 | 10.0 | onednn | 15.0 | 1.50 | 80% |",
             f"| {FORWARD} | 2 | 5.0 | none | - | - | - |",
         ]:
