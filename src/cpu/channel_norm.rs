@@ -3,6 +3,7 @@ mod columns;
 mod forward;
 mod geometry;
 mod grid;
+mod numbers;
 mod runs;
 mod slab;
 
@@ -20,5 +21,7 @@ fn by_columns(shape: ChannelShape) -> bool {
 
 /// Reciprocal standard deviations of variances that are given.
 fn reciprocal_std(statistics: &FixedStatistics<'_, Cpu>, eps: f32) -> Vec<f64> {
-    statistics.var.iter().map(|&var| (f64::from(var) + f64::from(eps)).sqrt().recip()).collect()
+    let mut rstd: Vec<f64> = statistics.var.iter().map(|&var| f64::from(var)).collect();
+    numbers::variances_to_rstd(&mut rstd, eps);
+    rstd
 }

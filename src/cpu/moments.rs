@@ -63,6 +63,12 @@ impl<const R: usize> SumsOf<R> {
         Self { sum: [0.0; R], squares: [0.0; R] }
     }
 
+    /// Sums and sums of squares that are there.
+    #[inline(always)]
+    pub(super) fn from(sum: [f64; R], squares: [f64; R]) -> Self {
+        Self { sum, squares }
+    }
+
     #[inline(always)]
     pub(super) fn add(&mut self, other: Self) {
         for r in 0..R {
@@ -103,7 +109,7 @@ impl<const R: usize> MomentsOf<R> {
 }
 
 /// Mean and biased variance of `n` elements.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Moments {
     pub(super) mean: f64,
     pub(super) var: f64,

@@ -78,7 +78,12 @@ pub(super) fn threads(bytes: usize) -> usize {
 
 /// Calls `unit` with each of `0..units`, on several threads where `bytes` are worth it.
 pub(super) fn for_each(units: usize, bytes: usize, unit: impl Fn(usize) + Sync) {
-    for_ranges(units, bytes, Order::FirstFirst, |range| range.for_each(&unit));
+    for_ranges(units, bytes, |range| range.for_each(&unit));
+}
+
+/// The same with several units at a time, which follow each other.
+pub(super) fn for_ranges(units: usize, bytes: usize, body: impl Fn(Range<usize>) + Sync) {
+    in_order(units, bytes, Order::FirstFirst, body);
 }
 
 /// Bytes of units that are walked forward where the last are first, so that memory is read as a stream; much more would not
@@ -87,21 +92,26 @@ pub(super) fn for_each(units: usize, bytes: usize, unit: impl Fn(usize) + Sync) 
 /// threads, by 128 KiB / 256 KiB / 2.6 MB 1.34 / 1.26 / 1.35 ms.
 const TOGETHER: usize = 256 << 10;
 
-/// As [`for_each`], where a unit reads `of_unit` bytes that a pass over the same units may have read before: the last ones of a
+/// As [`for_ranges`], where a unit reads `of_unit` bytes that a pass over the same units may have read before: the last ones of a
 /// thread are the most likely to be still in a cache.
-pub(super) fn for_each_last_first(units: usize, of_unit: usize, bytes: usize, unit: impl Fn(usize) + Sync) {
+pub(super) fn for_ranges_last_first(
+    units: usize,
+    of_unit: usize,
+    bytes: usize,
+    body: impl Fn(Range<usize>) + Sync,
+) {
     let together = (TOGETHER / of_unit).max(1);
-    for_ranges(units, bytes, Order::LastFirst, |range| {
+    in_order(units, bytes, Order::LastFirst, |range| {
         let mut end = range.end;
         while end > range.start {
             let start = end.saturating_sub(together).max(range.start);
-            (start..end).for_each(&unit);
+            body(start..end);
             end = start;
         }
     });
 }
 
-fn for_ranges(units: usize, bytes: usize, order: Order, body: impl Fn(Range<usize>) + Sync) {
+fn in_order(units: usize, bytes: usize, order: Order, body: impl Fn(Range<usize>) + Sync) {
     let threads = threads(bytes).min(units);
     if threads < 2 {
         body(0..units);

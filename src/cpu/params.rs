@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use super::{
     Cpu,
     memory::{Source, Target, for_spans},
-    simd::{Kernel, Simd, dispatch},
+    simd::{Kernel, Lanes, Simd, dispatch},
 };
 use crate::{Affine, AffineGrad, DType, Element};
 
@@ -51,19 +51,13 @@ impl<'a> Params<'a> {
 /// Rounds gradients of weight and bias to where they are wanted, or adds them to what is there.
 pub(super) fn store_grads<T: Element>(
     grads: AffineGrad<'_, T, Cpu>,
-    dweight: impl Fn(usize) -> f64,
-    dbias: impl Fn(usize) -> f64,
+    dweight: &[f64],
+    dbias: &[f64],
     accumulate: bool,
 ) {
-    fn put<P: Element>(out: Option<&mut [P]>, value: impl Fn(usize) -> f64, accumulate: bool) {
+    fn put<P: Element>(out: Option<&mut [P]>, values: &[f64], accumulate: bool) {
         let Some(out) = out else { return };
-        let old = if accumulate { widened(out) } else { Vec::new() };
-        let value = |i: usize| if accumulate { f64::from(old[i]) + value(i) } else { value(i) };
-        if P::DTYPE == DType::F32 {
-            return out.iter_mut().enumerate().for_each(|(i, out)| *out = P::from_f64(value(i)));
-        }
-        let odd: Vec<f32> = (0..out.len()).map(|i| to_odd(value(i))).collect();
-        dispatch(Convert { from: Source::new(&odd), to: Target::new(out) });
+        dispatch(Round { values, to: Target::new(out), accumulate });
     }
     match grads {
         AffineGrad::None => {}
@@ -78,6 +72,38 @@ pub(super) fn store_grads<T: Element>(
     }
 }
 
+/// Rounds values once, a vector at a time.
+struct Round<'a, P> {
+    values: &'a [f64],
+    to: Target<'a, P>,
+    /// Adds what is there.
+    accumulate: bool,
+}
+
+impl<P: Element> Kernel for Round<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { values, to, accumulate } = self;
+        for_spans!(to.len(), 0, |span| {
+            let mut new = [0.0; LANES];
+            new[..span.n()].copy_from_slice(&values[span.at()..span.at() + span.n()]);
+            if accumulate {
+                let old = to.source().load::<S>(span).to_array();
+                for i in 0..LANES {
+                    new[i] += f64::from(old[i]);
+                }
+            }
+            let mut rounded = [0.0; LANES];
+            for i in 0..LANES {
+                rounded[i] = if P::DTYPE == DType::F32 { new[i] as f32 } else { to_odd(new[i]) };
+            }
+            to.store(span, Lanes::<S>::from_array(rounded), false);
+        });
+    }
+}
+
 fn widened<T: Element>(values: &[T]) -> Vec<f32> {
     let mut wide = vec![0.0; values.len()];
     dispatch(Convert { from: Source::new(values), to: Target::new(&mut wide) });
@@ -86,14 +112,13 @@ fn widened<T: Element>(values: &[T]) -> Vec<f32> {
 
 /// Rounds to the neighbor whose last bit is 1, unless the value is a `f32`: rounded again to fewer digits, to nearest, it is
 /// what the value itself would be (S. Boldo and G. Melquiond, "When double rounding is odd", 2005).
+#[inline(always)]
 fn to_odd(v: f64) -> f32 {
     let near = v as f32;
     let back = f64::from(near);
-    if back == v || v.is_nan() {
-        return near;
-    }
-    let toward_zero = near.to_bits() - u32::from(back.abs() > v.abs());
-    f32::from_bits(toward_zero | 1)
+    let toward_zero = near.to_bits().wrapping_sub(u32::from(back.abs() > v.abs()));
+    // Without a branch, so that it is computed as a vector.
+    if (back == v) | v.is_nan() { near } else { f32::from_bits(toward_zero | 1) }
 }
 
 /// One type from another, a vector at a time: one by one, halves take longer than the norm.
@@ -141,7 +166,7 @@ mod tests {
         let values = values();
         let mut got = vec![P::default(); values.len()];
         let (dweight, dbias) = (Some(&mut got[..]), None);
-        store_grads::<P>(AffineGrad::Same { dweight, dbias }, |i| values[i], |_| 0.0, false);
+        store_grads::<P>(AffineGrad::Same { dweight, dbias }, &values, &[], false);
         for (v, got) in values.iter().zip(got) {
             let (got, want) = (got.to_f32(), P::from_f64(*v).to_f32());
             assert!(

@@ -117,11 +117,6 @@ impl<'a, T: Element> Call<'a, T> {
         }
     }
 
-    /// What is left out of a folded slab.
-    fn left_out(slab: &Slab) -> f64 {
-        if slab.folds { f64::from(slab.rstd) } else { 1.0 }
-    }
-
     fn all_fold(&self) -> bool {
         self.folds.iter().all(|&folds| folds)
     }
@@ -134,11 +129,50 @@ impl<'a, T: Element> Call<'a, T> {
             mean_gx += f64::from(slab.weight) * sums.squares * share;
         }
         for slab in slabs {
-            let scale = Self::left_out(slab);
-            slab.weight = (f64::from(slab.weight) * scale) as f32;
-            slab.minus_mean_g = (-mean_g * scale) as f32;
-            slab.slope = (-mean_gx * scale * scale) as f32;
+            let left_out = if slab.folds { f64::from(slab.rstd) } else { 1.0 };
+            [slab.weight, slab.minus_mean_g, slab.slope] = completed(slab.weight, left_out, mean_g, mean_gx);
         }
+    }
+}
+
+/// `weight`, `minus_mean_g` and `slope` of a [`Slab`] by the means over its statistic of the gradient `g` of `x_hat` and of
+/// `g * x_hat`; `left_out` of a folded slab is its `rstd`, else 1.
+#[inline(always)]
+pub(super) fn completed(weight: f32, left_out: f64, mean_g: f64, mean_gx: f64) -> [f32; 3] {
+    let weight = (f64::from(weight) * left_out) as f32;
+    [weight, (-mean_g * left_out) as f32, (-mean_gx * left_out * left_out) as f32]
+}
+
+/// Sums over each slab of `d`, and of `d * x_hat`.
+struct SlabSums {
+    d: Vec<f64>,
+    dx_hat: Vec<f64>,
+}
+
+impl SlabSums {
+    fn zeros(slabs: usize) -> Self {
+        Self { d: vec![0.0; slabs], dx_hat: vec![0.0; slabs] }
+    }
+
+    fn of(sums: &[Sums]) -> Self {
+        Self {
+            d: sums.iter().map(|sums| sums.sum).collect(),
+            dx_hat: sums.iter().map(|sums| sums.squares).collect(),
+        }
+    }
+
+    /// The sums over all segments, for each channel.
+    fn per_channel(self, channels: usize) -> Self {
+        if self.d.len() == channels {
+            return self;
+        }
+        let mut all = Self::zeros(channels);
+        for (all, sums) in [(&mut all.d, self.d), (&mut all.dx_hat, self.dx_hat)] {
+            for of_segment in sums.chunks(channels.max(1)) {
+                all.iter_mut().zip(of_segment).for_each(|(all, sum)| *all += sum);
+            }
+        }
+        all
     }
 }
 
@@ -343,16 +377,12 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         folds,
     };
     let sums = match (shape.is_empty(), by_columns(shape)) {
-        (true, _) => vec![Sums::default(); shape.slabs()],
+        (true, _) => SlabSums::zeros(shape.slabs()),
         (_, true) => columns::backward(&call, !grads.is_none()),
-        (_, false) => runs::backward(&call, Geometry::of_slabs(shape), !grads.is_none()),
+        (_, false) => SlabSums::of(&runs::backward(&call, Geometry::of_slabs(shape), !grads.is_none())),
     };
-    let of_channel = |channel: usize| sums.iter().skip(channel).step_by(shape.channels());
-    store_grads(
-        grads,
-        // Not `sum`, which is -0 of nothing.
-        |channel| of_channel(channel).fold(0.0, |total, sums| total + sums.squares),
-        |channel| of_channel(channel).fold(0.0, |total, sums| total + sums.sum),
-        args.accumulate,
-    );
+    if !grads.is_none() {
+        let SlabSums { d, dx_hat } = sums.per_channel(shape.channels());
+        store_grads(grads, &dx_hat, &d, args.accumulate);
+    }
 }

@@ -1,21 +1,22 @@
 //! The forward pass where channels lie side by side.
 
 use core::ops::Range;
+use std::borrow::Cow;
 
 use super::{
     forward::{Call, normalize_by},
-    grid::{Grid, Pass, Summed, Written, by_segments},
+    grid::{Grid, Pass, Summands, Summed, Table, Written, by_segments},
+    numbers::{self, of_slabs},
     runs::Finish,
     slab::{Scale, Slab, activate, write_exact},
 };
 use crate::{
     Activation, Element,
     cpu::{
-        memory::{Run, Shared, Source, Span, Target, copy, for_spans},
+        memory::{AHEAD_OF_STREAM, Run, Shared, Source, Span, Target, copy, for_spans},
         moments::{Moments, Sums},
         parallel,
         simd::{Kernel, Lanes, Simd, dispatch},
-        totals::UnitSums,
     },
     shape::ChannelShape,
 };
@@ -51,38 +52,56 @@ fn train_at_once<T: Element>(call: &Call<'_, T>, moments: &mut [Moments], rstd: 
 /// Moments of each statistic.
 fn moments<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
-    let slabs = shape.slabs();
     // SAFETY: nobody writes it here.
     let x = call.source(unsafe { call.y.target() });
-    let n = shape.per_slab() as f64;
-
     let shifts = first_shifts(call, x);
-    let sums = sums(call, grid, &shifts);
-    let mut of_slabs: Vec<_> =
-        (0..slabs).map(|slab| Moments::of(sums[slab], shifts[slab], n, call.eps)).collect();
-    if of_slabs.iter().any(Option::is_none) {
-        let shifts: Vec<f32> =
-            (0..slabs).map(|slab| (f64::from(shifts[slab]) + sums[slab].sum / n) as f32).collect();
-        let sums = self::sums(call, grid, &shifts);
-        for slab in 0..slabs {
-            if of_slabs[slab].is_none() {
-                let again = Moments::of(sums[slab], shifts[slab], n, call.eps);
-                of_slabs[slab] = Some(again.unwrap_or_else(|| exact(call, x, slab)));
-            }
+    if shape.group() == 1 {
+        return moments_of(call, grid, x, &shifts, moments);
+    }
+    let mut of_slabs = vec![Moments::default(); shape.slabs()];
+    moments_of(call, grid, x, &shifts, &mut of_slabs);
+    for (out, group) in moments.iter_mut().zip(of_slabs.chunks(shape.group())) {
+        *out = merged(group);
+    }
+}
+
+/// Moments of each slab.
+fn moments_of<T: Element>(
+    call: &Call<'_, T>,
+    grid: Grid,
+    x: Source<'_, T>,
+    shifts: &[f32],
+    moments: &mut [Moments],
+) {
+    let (channels, n) = (call.shape.channels(), call.shape.per_slab() as f64);
+    // Slabs without moments, and shifts near their means.
+    let mut without = Vec::new();
+    let mut again = Cow::Borrowed(shifts);
+    for (segment, totals) in sums(call, grid, shifts).iter().enumerate() {
+        let first = segment * channels;
+        let (values, squares) = totals.split_at(channels);
+        let (shifts, moments) = (&shifts[first..][..channels], &mut moments[first..][..channels]);
+        for channel in numbers::moments([values, squares], shifts, n, call.eps, moments) {
+            without.push(first + channel);
+            again.to_mut()[first + channel] = (f64::from(shifts[channel]) + values[channel] / n) as f32;
         }
     }
-    for (out, group) in moments.iter_mut().zip(of_slabs.chunks(shape.group())) {
-        *out = match group {
-            [Some(alone)] => *alone,
-            _ => merged(group.iter().flatten()),
-        };
+    if without.is_empty() {
+        return;
+    }
+    let totals = sums(call, grid, &again);
+    for slab in without {
+        let (values, squares) = totals[slab / channels].split_at(channels);
+        let sums = Sums { sum: values[slab % channels], squares: squares[slab % channels] };
+        let of_slab = Moments::of(sums, again[slab], n, call.eps);
+        moments[slab] = of_slab.unwrap_or_else(|| exact(call, x, slab));
     }
 }
 
 /// Moments of as many elements each as those of all.
-fn merged<'a>(parts: impl Iterator<Item = &'a Moments>) -> Moments {
-    let mut all = Moments { mean: 0.0, var: 0.0 };
-    for (i, part) in parts.enumerate() {
+fn merged(parts: &[Moments]) -> Moments {
+    let mut all = Moments::default();
+    for (i, part) in parts.iter().enumerate() {
         let (before, share) = (i as f64, 1.0 / (i + 1) as f64);
         let delta = part.mean - all.mean;
         all.mean = if i == 0 { part.mean } else { all.mean + delta * share };
@@ -125,14 +144,16 @@ impl<T: Element> Kernel for FirstShifts<'_, T> {
         let shifts = unsafe { shifts.target() };
         let (outer, columns) = (shape.outer(), shifts.len());
         let samples = outer.min(SAMPLES);
-        let row =
-            |sample| Run::new((segment * outer + sample * outer / samples) * columns, columns, shape.len());
+        let mut rows = [Run::new(segment * outer * columns, columns, shape.len()); SAMPLES];
+        for (sample, row) in rows.iter_mut().enumerate().take(samples).skip(1) {
+            *row = Run::new((segment * outer + sample * outer / samples) * columns, columns, shape.len());
+        }
         let share = Lanes::<S>::splat((samples as f32).recip());
         for_spans!(columns, 0, |span| {
-            let first = x.load::<S>(row(0).span(span));
+            let first = x.load::<S>(rows[0].span(span));
             let mut sum = Lanes::splat(0.0);
-            for sample in 1..samples {
-                sum = sum + (x.load(row(sample).span(span)) - first);
+            for row in &rows[1..samples] {
+                sum = sum + (x.load(row.span(span)) - first);
             }
             let near = sum.mul_add(share, first);
             // Where they cannot be added, the first will do.
@@ -145,32 +166,24 @@ impl<T: Element> Kernel for FirstShifts<'_, T> {
     }
 }
 
-/// Sums of the differences from a shift, for each slab.
-fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Sums> {
-    let channels = call.shape.channels();
-    let expanded: Vec<Vec<f32>> =
-        shifts.chunks(channels).map(|shifts| grid.expand(|channel| shifts[channel])).collect();
-    let totals = grid.totals(call.bytes, |segment, blocks, sums| {
+/// Sums of the differences from a shift, then of their squares, for each channel of each segment.
+fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Vec<f64>> {
+    let tables: Vec<Table> =
+        shifts.chunks(call.shape.channels()).map(|shifts| grid.table([shifts])).collect();
+    grid.totals(call.bytes, |segment, summands| {
         // SAFETY: nobody writes `y` here.
         let y = unsafe { call.y.target() };
-        let shifted = Shifted { x: call.source(y), shifts: Source::new(&expanded[segment]) };
-        dispatch(BlockSums { grid, blocks, shifted, sums, far: call.far });
-    });
-    let mut sums = vec![Sums::default(); shifts.len()];
-    for (sums, columns) in sums.chunks_mut(channels).zip(totals) {
-        let (values, squares) = columns.split_at(grid.width);
-        grid.per_channel(values, |channel, v| sums[channel].sum += v);
-        grid.per_channel(squares, |channel, v| sums[channel].squares += v);
-    }
-    sums
+        let [shifts] = tables[segment].rows();
+        let shifted = Shifted { x: call.source(y), shifts };
+        dispatch(BlockSums { grid, summands, shifted, far: call.far });
+    })
 }
 
 /// The sums of some blocks.
 struct BlockSums<'a, T> {
     grid: Grid,
-    blocks: Range<usize>,
+    summands: Summands<'a>,
     shifted: Shifted<'a, T>,
-    sums: UnitSums<'a>,
     far: bool,
 }
 
@@ -179,7 +192,7 @@ impl<T: Element> Kernel for BlockSums<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        self.grid.sum::<S, T, _>(self.blocks, self.shifted, self.sums, self.far);
+        self.grid.sum::<S, T, _>(self.summands, self.shifted, self.far);
     }
 }
 
@@ -225,46 +238,62 @@ fn exact<T: Element>(call: &Call<'_, T>, x: Source<'_, T>, slab: usize) -> Momen
 /// Normalizes with statistics that are there.
 pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
-    let slabs: Vec<Slab> = (0..shape.slabs())
-        .map(|slab| call.slab(slab, mean[slab / shape.group()], rstd[slab / shape.group()]))
-        .collect();
-    let scales: Vec<Option<Scale>> = slabs.iter().map(Slab::scale).collect();
-    let without = (0..slabs.len()).filter(|&slab| scales[slab].is_none());
+    let (channels, of_segment) = (shape.channels(), shape.statistics() / shape.segments());
     // Before `y` is written, which `x` may be in.
-    let exact: Vec<_> = without.map(|slab| (slab, normalized_exactly(call, &slabs[slab], slab))).collect();
-    let scales: Vec<Scale> = scales.into_iter().map(|scale| scale.unwrap_or(Scale::ZERO)).collect();
-    let expanded: Vec<[Vec<f32>; 3]> = scales
-        .chunks(shape.channels())
-        .map(|scales| {
-            [
-                grid.expand(|channel| scales[channel].high),
-                grid.expand(|channel| scales[channel].factor),
-                grid.expand(|channel| scales[channel].term),
-            ]
-        })
-        .collect();
-    parallel::for_each_last_first(grid.units(), grid.block_bytes::<T>(), call.bytes, |unit| {
-        let [high, factor, term] = &expanded[grid.segment(unit)];
-        // SAFETY: a unit touches its own rows only.
+    let mut exact = Vec::new();
+    let mut tables = Vec::with_capacity(shape.segments());
+    for (segment, (mean, rstd)) in mean.chunks(of_segment).zip(rstd.chunks(of_segment)).enumerate() {
+        let (mean, rstd) = (of_slabs(mean, shape.group()), of_slabs(rstd, shape.group()));
+        let scales = numbers::scales(&mean, &rstd, &call.params.weight, &call.params.bias);
+        let scales = scales.unwrap_or_else(|| {
+            let slabs = (0..channels).map(|channel| call.slab(channel, mean[channel], rstd[channel]));
+            some_exactly(call, segment, slabs, &mut exact)
+        });
+        let (high, others) = scales.split_at(channels);
+        let (factor, term) = others.split_at(channels);
+        tables.push(grid.table([high, factor, term]));
+    }
+    grid.for_blocks::<T>(1, call.bytes, |segment, blocks| {
+        let [high, factor, term] = tables[segment].rows();
+        // SAFETY: blocks have rows of their own.
         let y = unsafe { call.y.target() };
-        let scaled = Scaled {
-            x: call.source(y),
-            y,
-            high: Source::new(high),
-            factor: Source::new(factor),
-            term: Source::new(term),
-            past: call.finish.past,
-        };
+        let scaled = Scaled { x: call.source(y), y, high, factor, term, past: call.finish.past };
         let (finish, residual) = (call.finish, call.residual.map(Source::new));
-        dispatch(Block { grid, unit, scaled, finish, residual, far: call.far });
+        dispatch(Blocks { grid, blocks, scaled, finish, residual, far: call.far });
     });
-    // SAFETY: the units are done.
+    // SAFETY: the blocks are done.
     let y = unsafe { call.y.target() };
     for (slab, values) in exact {
         for (start, values) in slab_runs(shape, slab).zip(values.chunks(shape.inner())) {
             (start..).zip(values).for_each(|(at, &v)| y.set(at, v));
         }
     }
+}
+
+/// The scales of a segment as [`numbers::scales`] has them, with zeros where a slab has none: its elements are `exact`.
+#[cold]
+fn some_exactly<T: Element>(
+    call: &Call<'_, T>,
+    segment: usize,
+    slabs: impl ExactSizeIterator<Item = Slab>,
+    exact: &mut Vec<(usize, Vec<T>)>,
+) -> Vec<f32> {
+    let channels = slabs.len();
+    let mut scales = vec![0.0; 3 * channels];
+    for (channel, slab) in slabs.enumerate() {
+        match slab.scale() {
+            Some(Scale { high, factor, term }) => {
+                for (row, v) in [high, factor, term].into_iter().enumerate() {
+                    scales[row * channels + channel] = v;
+                }
+            }
+            None => {
+                let index = segment * channels + channel;
+                exact.push((index, normalized_exactly(call, &slab, index)));
+            }
+        }
+    }
+    scales
 }
 
 /// The elements of a slab whose factor is no proper `f32`.
@@ -283,26 +312,26 @@ fn normalized_exactly<T: Element>(call: &Call<'_, T>, slab: &Slab, index: usize)
     values
 }
 
-/// One block.
-struct Block<'a, T> {
+/// Blocks of one segment to be written.
+struct Blocks<'a, T> {
     grid: Grid,
-    unit: usize,
+    blocks: Range<usize>,
     scaled: Scaled<'a, T>,
     finish: Finish,
     residual: Option<Source<'a, T>>,
     far: bool,
 }
 
-impl<T: Element> Kernel for Block<'_, T> {
+impl<T: Element> Kernel for Blocks<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { grid, unit, scaled, finish, residual, far } = self;
+        let Self { grid, blocks, scaled, finish, residual, far } = self;
         match (finish.activation, residual) {
-            (Activation::None, None) => grid.write::<S, T, _>(unit, scaled, far),
+            (Activation::None, None) => grid.write::<S, T, _>(blocks, scaled, far),
             (activation, residual) => {
-                grid.write::<S, T, _>(unit, Finished { scaled, activation, residual }, far);
+                grid.write::<S, T, _>(blocks, Finished { scaled, activation, residual }, far);
             }
         }
     }
@@ -345,6 +374,9 @@ impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     }
     #[inline(always)]
     fn load(self, span: Span) -> Lanes<S> {
+        if self.past {
+            self.x.prefetch::<S>(span, AHEAD_OF_STREAM);
+        }
         self.x.load(span)
     }
     #[inline(always)]

@@ -1,7 +1,7 @@
 use super::{
     by_columns, columns,
     geometry::{Geometry, Pieces},
-    reciprocal_std,
+    numbers, reciprocal_std,
     runs::{self, Finish, FirstShift, PartSums},
     slab::{Scale, Slab},
 };
@@ -95,11 +95,11 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
         }
         ForwardSource::Batch { mean, rstd, running, averaged, workspace: _ } => {
             let (moments, rstds) = train(&call);
-            for (out, moments) in mean.into_iter().flatten().zip(&moments) {
-                *out = moments.mean as f32;
+            if let Some(out) = mean {
+                out.iter_mut().zip(&moments).for_each(|(out, moments)| *out = moments.mean as f32);
             }
-            for (out, rstd) in rstd.into_iter().flatten().zip(rstds) {
-                *out = rstd as f32;
+            if let Some(out) = rstd {
+                out.iter_mut().zip(&rstds).for_each(|(out, &rstd)| *out = rstd as f32);
             }
             if let Some(running) = running {
                 move_running(running, &moments, shape.per_statistic() as f64, averaged);
@@ -116,7 +116,7 @@ fn rstd(moments: &Moments, eps: f32) -> f64 {
 fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
     let geometry = Geometry::new(call.shape);
     let statistics = call.shape.statistics();
-    let mut moments = vec![Moments { mean: 0.0, var: 0.0 }; statistics];
+    let mut moments = vec![Moments::default(); statistics];
     let mut rstd = vec![0.0; statistics];
     let threads = parallel::threads(call.bytes);
     // With several channels in several runs, one channel after another would not be the order of memory.
@@ -212,10 +212,9 @@ fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments:
 
 /// With these moments; gives the reciprocal standard deviations.
 pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, moments: &[Moments], rstd: &mut [f64]) {
-    let mean: Vec<f64> = moments.iter().map(|m| m.mean).collect();
-    for (rstd, moments) in rstd.iter_mut().zip(moments) {
-        *rstd = self::rstd(moments, call.eps);
-    }
+    let mean: Vec<f64> = moments.iter().map(|moments| moments.mean).collect();
+    rstd.iter_mut().zip(moments).for_each(|(rstd, moments)| *rstd = moments.var);
+    numbers::variances_to_rstd(rstd, call.eps);
     normalize(call, &mean, rstd);
 }
 

@@ -3,10 +3,10 @@
 use core::{iter::repeat_n, ops::Range};
 
 use super::super::{
-    memory::{Run, Span, Target, for_spans},
+    memory::{Run, Source, Span, Target, for_spans},
     parallel,
     simd::{LANES, Lanes, Simd},
-    totals::{self, Totals, UnitSums},
+    totals::{self, Parts, Totals},
 };
 use crate::shape::ChannelShape;
 
@@ -63,76 +63,115 @@ impl Grid {
         Self { shape, width, len, blocks: len.div_ceil(width).div_ceil(BLOCK_ROWS) }
     }
 
-    /// Blocks of all segments.
-    pub(super) fn units(&self) -> usize {
-        self.shape.segments() * self.blocks
-    }
-
-    pub(super) fn block_bytes<T>(&self) -> usize {
-        BLOCK_ROWS * self.width * size_of::<T>()
-    }
-
-    /// A number per channel, for each column, and for the first ones again.
-    pub(super) fn expand(&self, value: impl Fn(usize) -> f32) -> Vec<f32> {
-        let (channels, inner, len) = (self.shape.channels(), self.shape.inner(), self.width + LINE);
-        let mut all = Vec::with_capacity(len.max(channels * inner));
-        match inner {
-            1 => all.extend((0..channels).map(value)),
-            _ => (0..channels).for_each(|channel| all.extend(repeat_n(value(channel), inner))),
-        }
-        while all.len() < len {
-            all.extend_from_within(..(len - all.len()).min(channels * inner));
-        }
-        all
-    }
-
-    /// The sum of the columns of each channel, of one segment.
-    pub(super) fn per_channel(&self, columns: &[f64], mut add: impl FnMut(usize, f64)) {
-        let (channels, inner) = (self.shape.channels(), self.shape.inner());
-        for position in columns.chunks(channels * inner) {
-            match inner {
-                1 => position.iter().enumerate().for_each(|(channel, &v)| add(channel, v)),
-                _ => (0..).zip(position.chunks(inner)).for_each(|(channel, columns)| {
-                    columns.iter().for_each(|&v| add(channel, v));
-                }),
+    /// Numbers of each channel, for each column.
+    pub(super) fn table<const N: usize>(&self, of_channels: [&[f32]; N]) -> Table {
+        let (columns, len) = (self.shape.channels() * self.shape.inner(), self.width + LINE);
+        let mut rows = Vec::with_capacity(N * len.max(columns));
+        for (row, of_channels) in of_channels.into_iter().enumerate() {
+            match self.shape.inner() {
+                1 => rows.extend_from_slice(of_channels),
+                inner => of_channels.iter().for_each(|&v| rows.extend(repeat_n(v, inner))),
+            }
+            let end = (row + 1) * len;
+            rows.truncate(end);
+            while rows.len() < end {
+                let start = row * len;
+                rows.extend_from_within(start..start + (end - rows.len()).min(columns));
             }
         }
+        Table { rows, len }
     }
 
-    /// Sums over each segment: two for each column. `sum` is given a segment, some of the blocks, and where to add those up.
-    pub(super) fn totals(
-        &self,
-        bytes: usize,
-        sum: impl Fn(usize, Range<usize>, UnitSums<'_>) + Sync,
-    ) -> impl Iterator<Item = Vec<f64>> {
+    /// Sums of the columns of each channel, of one segment.
+    fn per_channel(&self, columns: Vec<f64>) -> Vec<f64> {
+        let (channels, inner) = (self.shape.channels(), self.shape.inner());
+        if self.width == channels {
+            return columns;
+        }
+        let mut sums = vec![0.0; columns.len() / self.width * channels];
+        for (sums, row) in sums.chunks_mut(channels).zip(columns.chunks(self.width)) {
+            for position in row.chunks(channels * inner) {
+                for (sum, columns) in sums.iter_mut().zip(position.chunks(inner)) {
+                    columns.iter().for_each(|v| *sum += v);
+                }
+            }
+        }
+        sums
+    }
+
+    /// Sums over each segment: a row of a value for each channel, then one of the products. `sum` is given a segment and what of
+    /// it to add up, column by column.
+    pub(super) fn totals(&self, bytes: usize, sum: impl Fn(usize, Summands<'_>) + Sync) -> Vec<Vec<f64>> {
         let (segments, blocks) = (self.shape.segments(), self.blocks);
         // Whatever the number of segments, since the bits of one do not depend on it.
         let per_unit = totals::blocks_per_unit(blocks, self.width);
         let of_segment = blocks.div_ceil(per_unit);
         let mut totals = Totals::new(segments * of_segment, 2 * self.width, per_unit > 1);
         let parts = totals.parts();
-        parallel::for_each(segments * of_segment, bytes, |unit| {
-            let (segment, first) = (unit / of_segment, unit % of_segment * per_unit);
-            let of_segment = segment * blocks..(segment + 1) * blocks;
-            let first = of_segment.start + first;
-            // SAFETY: each unit has its own.
-            sum(segment, first..(first + per_unit).min(of_segment.end), unsafe { parts.of(unit) });
+        parallel::for_ranges(segments * of_segment, bytes, |units| {
+            for (segment, units) in by(of_segment, units) {
+                let (first, end) = (segment * of_segment, (segment + 1) * blocks);
+                sum(segment, Summands { parts: &parts, units, per_unit, first, end });
+            }
         });
         (0..segments)
-            .map(move |segment| totals.add_up(segment * of_segment..(segment + 1) * of_segment, bytes))
+            .map(|segment| segment * of_segment..(segment + 1) * of_segment)
+            .map(|units| self.per_channel(totals.add_up(units, bytes)))
+            .collect()
     }
 
-    /// The segment of a block.
-    #[inline(always)]
-    pub(super) fn segment(&self, unit: usize) -> usize {
-        unit / self.blocks
+    /// Calls `write` with each segment and its blocks, some at a time, the last ones first; a block has `tensors` that were read
+    /// before.
+    pub(super) fn for_blocks<T>(
+        &self,
+        tensors: usize,
+        bytes: usize,
+        write: impl Fn(usize, Range<usize>) + Sync,
+    ) {
+        let of_block = tensors * BLOCK_ROWS * self.width * size_of::<T>();
+        let blocks = self.shape.segments() * self.blocks;
+        parallel::for_ranges_last_first(blocks, of_block, bytes, |blocks| {
+            by(self.blocks, blocks).for_each(|(segment, blocks)| write(segment, blocks));
+        });
     }
 
+    /// Blocks of one segment.
     #[inline(always)]
-    fn block(&self, unit: usize) -> Run {
-        let start = unit % self.blocks * BLOCK_ROWS * self.width;
-        let len = (BLOCK_ROWS * self.width).min(self.len - start);
-        Run::new(self.segment(unit) * self.len + start, len, self.shape.len())
+    fn blocks(&self, blocks: Range<usize>) -> Run {
+        let segment = blocks.start / self.blocks;
+        let before = |block: usize| ((block - segment * self.blocks) * BLOCK_ROWS * self.width).min(self.len);
+        let (start, end) = (before(blocks.start), before(blocks.end));
+        Run::new(segment * self.len + start, end - start, self.shape.len())
+    }
+}
+
+/// Segments of `len` that a range is of, each with its part of the range.
+fn by(len: usize, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (range.start / len..range.end.div_ceil(len))
+        .map(move |segment| (segment, range.start.max(segment * len)..range.end.min((segment + 1) * len)))
+}
+
+/// What of a segment is to be added up.
+pub(super) struct Summands<'a> {
+    parts: &'a Parts<'a>,
+    units: Range<usize>,
+    /// Blocks of a unit.
+    per_unit: usize,
+    /// The first unit of the segment.
+    first: usize,
+    /// Of the segment's blocks.
+    end: usize,
+}
+
+/// Numbers of the columns of a segment, each a row, with those of the first columns again behind the last.
+pub(super) struct Table {
+    rows: Vec<f32>,
+    len: usize,
+}
+
+impl Table {
+    pub(super) fn rows<const N: usize>(&self) -> [Source<'_, f32>; N] {
+        Source::new(&self.rows).runs(0, self.len)
     }
 }
 
@@ -187,27 +226,28 @@ impl Grid {
         (!far || size_of::<T>() == 2 && P::TENSORS <= 2) && !collide
     }
 
-    /// Adds up the rows of some blocks. `far`: the tensor is in no cache.
+    /// Adds up rows. `far`: the tensor is in no cache.
     #[inline(always)]
-    pub(super) fn sum<S: Simd, T, P: Summed<S>>(
-        &self,
-        blocks: Range<usize>,
-        pass: P,
-        mut sums: UnitSums<'_>,
-        far: bool,
-    ) {
-        for block in blocks {
-            self.sum_block::<S, T, P>(block, pass, sums.block(), far);
-            sums.end_block::<S>();
+    pub(super) fn sum<S: Simd, T, P: Summed<S>>(&self, summands: Summands<'_>, pass: P, far: bool) {
+        let Summands { parts, units, per_unit, first, end } = summands;
+        let first_block = end - self.blocks;
+        for unit in units {
+            let start = first_block + (unit - first) * per_unit;
+            // SAFETY: each unit has its own, and is in one of the summands.
+            let mut sums = unsafe { parts.of(unit) };
+            for block in start..(start + per_unit).min(end) {
+                self.sum_block::<S, T, P>(block, pass, sums.block(), far);
+                sums.end_block::<S>();
+            }
+            sums.end();
         }
-        sums.end();
     }
 
     /// Adds up the rows of a block; `sums` are zeros before.
     #[inline(always)]
     fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: usize, pass: P, sums: Target<'_, f32>, far: bool) {
         let (width, block, by_several) =
-            (self.width, self.block(block), self.by_several::<S, T, P>(far, false));
+            (self.width, self.blocks(block..block + 1), self.by_several::<S, T, P>(far, false));
         let mut start = 0;
         if self.has_strips::<S>() && width <= block.len() {
             start = block.len() / width * width;
@@ -247,11 +287,11 @@ impl Grid {
         });
     }
 
-    /// Writes the rows of a block.
+    /// Writes the rows of some blocks of one segment.
     #[inline(always)]
-    pub(super) fn write<S: Simd, T, P: Written<S>>(&self, unit: usize, pass: P, far: bool) {
+    pub(super) fn write<S: Simd, T, P: Written<S>>(&self, blocks: Range<usize>, pass: P, far: bool) {
         let (width, block, by_several) =
-            (self.width, self.block(unit), self.by_several::<S, T, P>(far, true));
+            (self.width, self.blocks(blocks), self.by_several::<S, T, P>(far, true));
         // As many columns fewer at the start, and all rows begin behind them: where rows are of whole lines, no line is
         // written in two parts.
         let head = if self.width < LINE { 0 } else { pass.head(block) };
@@ -334,20 +374,23 @@ impl Grid {
     #[inline(always)]
     fn write_strip<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
         let constants = self.strip_constants(pass, column);
-        let len = rows.len();
-        let (mut next, mut after) = (
-            pass.load(rows.span(Span::new(0, LANES, len))),
-            pass.load(rows.span(Span::new(LANES, LANES, len))),
-        );
-        for row in (0..len).step_by(STRIP) {
-            for (k, constant) in constants.into_iter().enumerate() {
-                let (at, loaded) = (row + k * LANES, next);
+        let last = rows.len() - STRIP;
+        let (mut row, mut here) = (0, strip(rows, 0));
+        let (mut next, mut after) = (pass.load(here[0]), pass.load(here[1]));
+        loop {
+            // Of the last row its own vectors once more, which nobody uses: a branch takes longer.
+            let below = strip(rows, (row + STRIP).min(last));
+            for k in 0..STRIP_VECTORS {
+                let loaded = next;
                 next = after;
-                if at + 2 * LANES < len {
-                    after = pass.load(rows.span(Span::new(at + 2 * LANES, LANES, len)));
-                }
-                pass.write(constant, loaded, rows.span(Span::new(at, LANES, len)));
+                after =
+                    pass.load(if k + 2 < STRIP_VECTORS { here[k + 2] } else { below[k + 2 - STRIP_VECTORS] });
+                pass.write(constants[k], loaded, here[k]);
             }
+            if row == last {
+                return;
+            }
+            (row, here) = (row + STRIP, below);
         }
     }
 
@@ -361,11 +404,21 @@ impl Grid {
         constants
     }
 
-    /// Some of the columns, in the numbers of [`expand`](Self::expand).
+    /// Some of the columns of a [`Table`].
     #[inline(always)]
     fn columns(&self, start: usize, len: usize) -> Run {
         Run::new(start, len, self.width + LINE)
     }
+}
+
+/// The vectors of a row from `at` on.
+#[inline(always)]
+fn strip(rows: Run, at: usize) -> [Span; STRIP_VECTORS] {
+    let mut spans = Span::vectors(at, rows.len());
+    for span in &mut spans {
+        *span = rows.span(*span);
+    }
+    spans
 }
 
 /// What is loaded of a span of several rows.

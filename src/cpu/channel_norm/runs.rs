@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Activation, Element,
     cpu::{
-        memory::{Source, Span, Target, for_spans},
+        memory::{AHEAD_OF_STREAM, Source, Span, Target, for_spans},
         moments::{CHAIN, Chains, Moments, Sums},
         simd::{Kernel, LANES, Lanes, Simd, dispatch},
     },
@@ -221,6 +221,9 @@ pub(super) fn write<S: Simd, T: Element>(
     let head = y.head::<S>(past);
     if activation == Activation::None && residual.is_none() {
         for_spans!(S, 1, y.len(), head, |span| v = x.load(span), {
+            if past {
+                x.prefetch::<S>(span, AHEAD_OF_STREAM);
+            }
             y.store(span, (v - high).mul_add(factor, term), past);
         });
         return;

@@ -25,22 +25,25 @@ pub(super) struct Scale {
     pub(super) term: f32,
 }
 
-impl Scale {
-    pub(super) const ZERO: Self = Self { high: 0.0, factor: 0.0, term: 0.0 };
-}
-
 impl Slab {
     /// `None` where `f32` has too few digits for the factor; [`write_exact`] does without.
     #[inline(always)]
     pub(super) fn scale(&self) -> Option<Scale> {
+        let (scale, fits) = self.scale_if_fits();
+        fits.then_some(scale)
+    }
+
+    /// Without a branch, so that several are computed as vectors; and whether `f32` has digits enough.
+    #[inline(always)]
+    pub(super) fn scale_if_fits(&self) -> (Scale, bool) {
         let factor = self.rstd * f64::from(self.weight);
         let high = self.mean as f32;
         // Nothing to make up for stays nothing where the factor is infinite, and where the mean is.
         let low = if f64::from(high) == self.mean { 0.0 } else { (f64::from(high) - self.mean) * factor };
         let term = f64::from(self.bias) + low;
         let size = factor.abs();
-        let fits = size == 0.0 || !size.is_finite() || (1e-30..1e30).contains(&size);
-        fits.then_some(Scale { high, factor: factor as f32, term: term as f32 })
+        let fits = (size == 0.0) | !size.is_finite() | (1e-30..1e30).contains(&size);
+        (Scale { high, factor: factor as f32, term: term as f32 }, fits)
     }
 }
 

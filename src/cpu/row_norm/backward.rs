@@ -80,7 +80,8 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
     });
     if call.sums_wanted {
         let sums = totals.add_up(0..units, bytes);
-        store_grads(grads, |col| sums[col], |col| sums[shape.cols() + col], accumulate);
+        let (dweight, dbias) = sums.split_at(shape.cols());
+        store_grads(grads, dweight, dbias, accumulate);
     }
 }
 

@@ -1,121 +1,136 @@
 //! The backward pass where channels lie side by side.
 
 use core::ops::Range;
+use std::borrow::Cow;
 
 use super::{
-    super::grid::{Grid, Pass, Summed, Written, by_segments},
-    Call, Constants, Either, Slab, Specialized, Tensors,
+    super::{
+        grid::{Grid, Pass, Summands, Summed, Table, Written, by_segments},
+        numbers::{self, of_slabs},
+    },
+    Call, Constants, Either, SlabSums, Specialized, Tensors,
 };
 use crate::{
     Element,
     cpu::{
         memory::{Run, Shared, Source, Span},
-        moments::Sums,
         parallel,
         simd::{Lanes, Simd, dispatch},
-        totals::UnitSums,
     },
 };
 
-/// What the slabs of a segment are made with, for each column.
-struct Expanded {
-    mean: Vec<f32>,
-    /// Where slabs are not folded.
-    known: Option<[Vec<f32>; 2]>,
-    /// From the sums over the slabs, once these are there; where slabs are not folded the weight is there before.
-    of_sums: [Vec<f32>; 3],
+/// What the gradients of a segment are made with.
+struct Numbers<'a> {
+    folds: bool,
+    /// Of each slab.
+    rstd: Cow<'a, [f32]>,
+    /// The mean and, where slabs are not folded, `rstd`, weight and bias.
+    known: Table,
+    /// The weight as the sums over the slabs complete it, `minus_mean_g` and `slope`, once the sums are there.
+    of_sums: Option<Table>,
 }
 
-impl Expanded {
-    fn new(grid: &Grid, slabs: &[Slab], folds: bool) -> Self {
-        let known =
-            || [grid.expand(|channel| slabs[channel].rstd), grid.expand(|channel| slabs[channel].bias)];
-        let weight = if folds { Vec::new() } else { grid.expand(|channel| slabs[channel].weight) };
-        Self {
-            mean: grid.expand(|channel| slabs[channel].mean),
-            known: (!folds).then(known),
-            of_sums: [weight, Vec::new(), Vec::new()],
-        }
+impl<'a> Numbers<'a> {
+    fn new<T: Element>(grid: &Grid, call: &'a Call<'_, T>, segment: usize) -> Self {
+        let (shape, folds) = (call.shape, call.folds[segment]);
+        let of_segment = shape.channels() / shape.group();
+        let statistics = segment * of_segment..(segment + 1) * of_segment;
+        let mean = of_slabs(&call.mean[statistics.clone()], shape.group());
+        let rstd = of_slabs(&call.rstd[statistics], shape.group());
+        let known = match folds {
+            true => grid.table([&mean]),
+            false => grid.table([&mean, &rstd, &call.params.weight, &call.params.bias]),
+        };
+        Self { folds, rstd, known, of_sums: None }
     }
 
-    fn complete(&mut self, grid: &Grid, slabs: &[Slab]) {
-        self.of_sums = [
-            grid.expand(|channel| slabs[channel].weight),
-            grid.expand(|channel| slabs[channel].minus_mean_g),
-            grid.expand(|channel| slabs[channel].slope),
-        ];
+    /// `sums` are of `d` and `d * x_hat`.
+    fn complete<T: Element>(&mut self, grid: &Grid, call: &Call<'_, T>, sums: [&[f64]; 2]) {
+        let shape = call.shape;
+        let left_out = self.folds.then_some(&*self.rstd);
+        let share = (shape.per_statistic() as f64).recip();
+        let rows = numbers::completed(sums, &call.params.weight, left_out, share, shape.group());
+        let (weight, others) = rows.split_at(shape.channels());
+        let (minus_mean_g, slope) = others.split_at(shape.channels());
+        self.of_sums = Some(grid.table([weight, minus_mean_g, slope]));
     }
 
     fn sources(&self) -> [Source<'_, f32>; 6] {
         // What is not there is not looked at, but has to be as long.
-        let or_any = |v| Source::new(if <[f32]>::is_empty(v) { &self.mean } else { v });
-        let [rstd, bias] = self.known.as_ref().map_or([&self.mean; 2], |[rstd, bias]| [rstd, bias]);
-        let [weight, minus_mean_g, slope] = &self.of_sums;
-        [&self.mean, rstd, weight, bias, minus_mean_g, slope].map(|v| or_any(v))
+        let [mean, rstd, weight, bias] = match self.folds {
+            true => [self.known.rows::<1>()[0]; 4],
+            false => self.known.rows(),
+        };
+        let [weight, minus_mean_g, slope] = match &self.of_sums {
+            Some(of_sums) => of_sums.rows(),
+            None => [weight, mean, mean],
+        };
+        [mean, rstd, weight, bias, minus_mean_g, slope]
     }
 }
 
 /// Writes what is wanted, and gives the sums over each slab where they are.
-pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
+pub(super) fn backward<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> SlabSums {
     if !by_segments(call.shape, call.bytes) {
         return at_once(call, sums_wanted);
     }
     let slabs = call.shape.channels();
-    let mut sums = vec![Sums::default(); call.shape.slabs()];
-    let out = Shared::new(&mut sums);
+    let mut sums = SlabSums::zeros(call.shape.slabs());
+    let (d, dx_hat) = (Shared::new(&mut sums.d), Shared::new(&mut sums.dx_hat));
     parallel::for_each(call.shape.segments(), call.bytes, |segment| {
-        // SAFETY: each segment has slabs of its own.
-        let out = unsafe { out.target().slice(segment * slabs, slabs) };
-        out.copy_from_slice(&at_once(&call.segment(segment), sums_wanted));
+        let of_segment = at_once(&call.segment(segment), sums_wanted);
+        for (out, sums) in [(d, of_segment.d), (dx_hat, of_segment.dx_hat)] {
+            // SAFETY: each segment has slabs of its own.
+            let out = unsafe { out.target().slice(segment * slabs, slabs) };
+            out.copy_from_slice(&sums);
+        }
     });
     sums
 }
 
-fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> Vec<Sums> {
+fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> SlabSums {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
-    let mut slabs = call.slabs();
-    let share = (shape.per_statistic() as f64).recip();
-    let mut sums = vec![Sums::default(); shape.slabs()];
-    let mut expanded: Vec<_> = slabs
-        .chunks(shape.channels())
-        .zip(&call.folds)
-        .map(|(slabs, &folds)| Expanded::new(&grid, slabs, folds))
-        .collect();
-    if sums_wanted || call.training && call.dx.is_some() {
-        add_up(call, grid, &expanded, &mut sums);
-        for (sums, slab) in sums.iter_mut().zip(&slabs) {
-            sums.squares *= Call::<T>::left_out(slab);
-        }
-    }
+    let slabs = |segment: usize| segment * shape.channels()..(segment + 1) * shape.channels();
+    let mut numbers: Vec<_> =
+        (0..shape.segments()).map(|segment| Numbers::new(&grid, call, segment)).collect();
+    let sums = match sums_wanted || call.training && call.dx.is_some() {
+        true => add_up(call, grid, &numbers),
+        false => SlabSums::zeros(shape.slabs()),
+    };
     if call.dx.is_none() && call.dresidual.is_none() {
         return sums;
     }
-    for (slabs, sums) in slabs.chunks_mut(shape.group()).zip(sums.chunks(shape.group())) {
-        call.complete(share, slabs, sums);
+    for (segment, numbers) in numbers.iter_mut().enumerate() {
+        numbers.complete(&grid, call, [&sums.d[slabs(segment)], &sums.dx_hat[slabs(segment)]]);
     }
-    for (expanded, slabs) in expanded.iter_mut().zip(slabs.chunks(shape.channels())) {
-        expanded.complete(&grid, slabs);
-    }
-    parallel::for_each_last_first(grid.units(), 2 * grid.block_bytes::<T>(), call.bytes, |unit| {
-        // SAFETY: a unit touches its own rows only.
-        let tensors = unsafe { Tensors::written(call, call.folds[grid.segment(unit)]) };
-        let numbers = expanded[grid.segment(unit)].sources();
-        dispatch(Either { is_plain: tensors.is_plain(), work: Block { grid, unit, tensors, numbers } });
+    grid.for_blocks::<T>(2, call.bytes, |segment, blocks| {
+        // SAFETY: blocks have rows of their own.
+        let tensors = unsafe { Tensors::written(call, numbers[segment].folds) };
+        let work = Blocks { grid, blocks, tensors, numbers: numbers[segment].sources() };
+        dispatch(Either { is_plain: tensors.is_plain(), work });
     });
     sums
 }
 
-fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, expanded: &[Expanded], sums: &mut [Sums]) {
-    let totals = grid.totals(call.bytes, |segment, blocks, sums| {
-        let (tensors, numbers) = (Tensors::read(call, call.folds[segment]), expanded[segment].sources());
-        let work = BlockSums { grid, blocks, tensors, numbers, sums };
+fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, numbers: &[Numbers<'_>]) -> SlabSums {
+    let totals = grid.totals(call.bytes, |segment, summands| {
+        let (tensors, numbers) = (Tensors::read(call, numbers[segment].folds), numbers[segment].sources());
+        let work = BlockSums { grid, summands, tensors, numbers };
         dispatch(Either { is_plain: tensors.is_plain(), work });
     });
-    for (sums, columns) in sums.chunks_mut(call.shape.channels()).zip(totals) {
-        let (d, dx_hat) = columns.split_at(grid.width);
-        grid.per_channel(d, |channel, v| sums[channel].sum += v);
-        grid.per_channel(dx_hat, |channel, v| sums[channel].squares += v);
+    let slabs = call.shape.slabs();
+    let mut sums = SlabSums { d: Vec::with_capacity(slabs), dx_hat: Vec::with_capacity(slabs) };
+    for (numbers, of_segment) in numbers.iter().zip(totals) {
+        let (d, dx_hat) = of_segment.split_at(call.shape.channels());
+        sums.d.extend_from_slice(d);
+        match numbers.folds {
+            true => {
+                sums.dx_hat.extend(dx_hat.iter().zip(&*numbers.rstd).map(|(v, &rstd)| v * f64::from(rstd)))
+            }
+            false => sums.dx_hat.extend_from_slice(dx_hat),
+        }
     }
+    sums
 }
 
 /// The tensors, and the numbers of their columns.
@@ -178,10 +193,9 @@ impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN
 /// The sums of some blocks.
 struct BlockSums<'a, T> {
     grid: Grid,
-    blocks: Range<usize>,
+    summands: Summands<'a>,
     tensors: Tensors<'a, T>,
     numbers: [Source<'a, f32>; 6],
-    sums: UnitSums<'a>,
 }
 
 impl<T: Element> Specialized for BlockSums<'_, T> {
@@ -189,25 +203,25 @@ impl<T: Element> Specialized for BlockSums<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
-        let Self { grid, blocks, tensors, numbers, sums } = self;
-        grid.sum::<S, T, _>(blocks, Columns::<T, PLAIN> { tensors, numbers }, sums, tensors.far);
+        let Self { grid, summands, tensors, numbers } = self;
+        grid.sum::<S, T, _>(summands, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
     }
 }
 
-/// A block to be written.
-struct Block<'a, T> {
+/// Blocks of one segment to be written.
+struct Blocks<'a, T> {
     grid: Grid,
-    unit: usize,
+    blocks: Range<usize>,
     tensors: Tensors<'a, T>,
     numbers: [Source<'a, f32>; 6],
 }
 
-impl<T: Element> Specialized for Block<'_, T> {
+impl<T: Element> Specialized for Blocks<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
-        let Self { grid, unit, tensors, numbers } = self;
-        grid.write::<S, T, _>(unit, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
+        let Self { grid, blocks, tensors, numbers } = self;
+        grid.write::<S, T, _>(blocks, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
     }
 }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Element,
     cpu::{
-        memory::{Run, SHORT_RUN, Shared, Span, for_spans},
+        memory::{AHEAD_OF_STREAM, Run, SHORT_RUN, Shared, Span, for_spans},
         moments::{CHAIN, Sums},
         parallel,
         simd::{LANES, Lanes, Simd, dispatch},
@@ -141,7 +141,13 @@ impl<T: Element> Specialized for Fused<'_, T> {
 
 #[inline(always)]
 fn write<S: Simd, T: Element, const PLAIN: bool>(tensors: Tensors<'_, T>, constants: Constants<S>, run: Run) {
+    // In f32 nothing is gained.
+    let prefetches = tensors.past && size_of::<T>() == 2;
     for_spans!(S, 2, run.len(), tensors.head::<S>(run), |span| loaded = tensors.load(run.span(span)), {
+        if prefetches {
+            tensors.x.prefetch::<S>(run.span(span), AHEAD_OF_STREAM);
+            tensors.dy.prefetch::<S>(run.span(span), AHEAD_OF_STREAM);
+        }
         tensors.write::<S, PLAIN>(constants, loaded, run.span(span));
     });
 }

@@ -1,0 +1,286 @@
+//! The numbers of slabs, several at a time: one after another, divisions and roots of `f64` take longer than the rest of a small
+//! call. What they are is said elsewhere, for one slab.
+
+use std::borrow::Cow;
+
+use super::{backward, slab::Slab};
+use crate::cpu::{
+    moments::{Moments, MomentsOf, SumsOf},
+    simd::{Kernel, LANES, Simd, dispatch},
+};
+
+/// Work on slabs that lie side by side.
+trait BySlabs {
+    fn slabs(&self) -> usize;
+    /// Those from `first` on. Loops over `N`, whose values are computed as vectors.
+    fn some<const N: usize>(&mut self, first: usize);
+}
+
+#[inline(always)]
+fn walk(work: &mut impl BySlabs) {
+    let slabs = work.slabs();
+    let mut first = 0;
+    while first + LANES <= slabs {
+        work.some::<LANES>(first);
+        first += LANES;
+    }
+    for slab in first..slabs {
+        work.some::<1>(slab);
+    }
+}
+
+#[inline(always)]
+fn part<const N: usize, V: Copy + Default>(values: &[V], first: usize) -> [V; N] {
+    let mut part = [V::default(); N];
+    part.copy_from_slice(&values[first..first + N]);
+    part
+}
+
+#[inline(always)]
+fn put<const N: usize, V: Copy>(values: &mut [V], first: usize, part: [V; N]) {
+    values[first..first + N].copy_from_slice(&part);
+}
+
+/// A number of each statistic, for each slab.
+pub(super) fn of_slabs<V: Copy>(of_statistics: &[V], group: usize) -> Cow<'_, [V]> {
+    if group == 1 {
+        return Cow::Borrowed(of_statistics);
+    }
+    of_statistics.iter().flat_map(|&v| std::iter::repeat_n(v, group)).collect()
+}
+
+/// Replaces variances by reciprocal standard deviations.
+pub(super) fn variances_to_rstd(values: &mut [f64], eps: f32) {
+    dispatch(Rstd { values, eps: f64::from(eps) });
+}
+
+struct Rstd<'a> {
+    values: &'a mut [f64],
+    eps: f64,
+}
+
+impl Kernel for Rstd<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for v in self.values {
+            *v = (*v + self.eps).sqrt().recip();
+        }
+    }
+}
+
+/// Sets the moments of slabs to those that [`Moments::of`] gives, and tells which have none.
+pub(super) fn moments(
+    [sums, squares]: [&[f64]; 2],
+    shifts: &[f32],
+    n: f64,
+    eps: f32,
+    out: &mut [Moments],
+) -> Vec<usize> {
+    dispatch(FromSums { sums, squares, shifts, n, eps, out, without: Vec::new() })
+}
+
+struct FromSums<'a> {
+    sums: &'a [f64],
+    squares: &'a [f64],
+    shifts: &'a [f32],
+    n: f64,
+    eps: f32,
+    out: &'a mut [Moments],
+    without: Vec<usize>,
+}
+
+impl Kernel for FromSums<'_> {
+    type Output = Vec<usize>;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self) -> Vec<usize> {
+        walk(&mut self);
+        self.without
+    }
+}
+
+impl BySlabs for FromSums<'_> {
+    #[inline(always)]
+    fn slabs(&self) -> usize {
+        self.out.len()
+    }
+
+    #[inline(always)]
+    fn some<const N: usize>(&mut self, first: usize) {
+        let sums = SumsOf::<N>::from(part(self.sums, first), part(self.squares, first));
+        let shifts = part(self.shifts, first);
+        let mut moments = [Moments::default(); N];
+        if let Some(MomentsOf { mean, var }) = MomentsOf::of(&sums, &shifts, self.n) {
+            for i in 0..N {
+                moments[i] = Moments { mean: mean[i], var: var[i] };
+            }
+            return put(self.out, first, moments);
+        }
+        for i in 0..N {
+            match Moments::of(sums.row(i), shifts[i], self.n, self.eps) {
+                Some(of_slab) => moments[i] = of_slab,
+                None => self.without.push(first + i),
+            }
+        }
+        put(self.out, first, moments);
+    }
+}
+
+/// [`Scale`](super::slab::Scale)s as rows of numbers: `high`, `factor` and `term`. `None` where a slab has none.
+pub(super) fn scales(mean: &[f64], rstd: &[f64], weight: &[f32], bias: &[f32]) -> Option<Vec<f32>> {
+    let mut out = vec![0.0; 3 * mean.len()];
+    let all_fit = dispatch(Scales { mean, rstd, weight, bias, out: &mut out, all_fit: true });
+    all_fit.then_some(out)
+}
+
+struct Scales<'a> {
+    mean: &'a [f64],
+    rstd: &'a [f64],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    out: &'a mut [f32],
+    all_fit: bool,
+}
+
+impl Kernel for Scales<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self) -> bool {
+        walk(&mut self);
+        self.all_fit
+    }
+}
+
+impl BySlabs for Scales<'_> {
+    #[inline(always)]
+    fn slabs(&self) -> usize {
+        self.mean.len()
+    }
+
+    #[inline(always)]
+    fn some<const N: usize>(&mut self, first: usize) {
+        let (mean, rstd) = (part::<N, _>(self.mean, first), part::<N, _>(self.rstd, first));
+        let (weight, bias) = (part::<N, _>(self.weight, first), part::<N, _>(self.bias, first));
+        let (mut high, mut factor, mut term) = ([0.0; N], [0.0; N], [0.0; N]);
+        let mut all_fit = true;
+        for i in 0..N {
+            let slab = Slab { mean: mean[i], rstd: rstd[i], weight: weight[i], bias: bias[i] };
+            let (scale, fits) = slab.scale_if_fits();
+            (high[i], factor[i], term[i]) = (scale.high, scale.factor, scale.term);
+            all_fit &= fits;
+        }
+        self.all_fit &= all_fit;
+        let slabs = self.slabs();
+        put(self.out, first, high);
+        put(self.out, slabs + first, factor);
+        put(self.out, 2 * slabs + first, term);
+    }
+}
+
+/// What [`backward::completed`] gives, as rows, of sums over slabs of `d` and `d * x_hat`; each element is a `share` of a
+/// statistic. Of folded slabs `rstd` is left out.
+pub(super) fn completed(
+    [d, dx_hat]: [&[f64]; 2],
+    weight: &[f32],
+    left_out: Option<&[f32]>,
+    share: f64,
+    group: usize,
+) -> Vec<f32> {
+    let mut means = vec![0.0; 2 * weight.len()];
+    let (mean_g, mean_gx) = means.split_at_mut(weight.len());
+    for (means, sums) in [(&mut *mean_g, d), (&mut *mean_gx, dx_hat)] {
+        dispatch(Weighted { sums, weight, share, out: means });
+        if group > 1 {
+            for means in means.chunks_mut(group) {
+                let mean = means.iter().fold(0.0, |mean, of_slab| mean + of_slab);
+                means.fill(mean);
+            }
+        }
+    }
+    let mut out = vec![0.0; 3 * weight.len()];
+    dispatch(Completed { weight, left_out, mean_g, mean_gx, out: &mut out });
+    out
+}
+
+/// What slabs add to the means of their statistics.
+struct Weighted<'a> {
+    sums: &'a [f64],
+    weight: &'a [f32],
+    share: f64,
+    out: &'a mut [f64],
+}
+
+impl Kernel for Weighted<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        walk(&mut self);
+    }
+}
+
+impl BySlabs for Weighted<'_> {
+    #[inline(always)]
+    fn slabs(&self) -> usize {
+        self.out.len()
+    }
+
+    #[inline(always)]
+    fn some<const N: usize>(&mut self, first: usize) {
+        let (sums, weight) = (part::<N, _>(self.sums, first), part::<N, _>(self.weight, first));
+        let mut out = [0.0; N];
+        for i in 0..N {
+            // As the first of several, which are added to 0.
+            out[i] = 0.0 + f64::from(weight[i]) * sums[i] * self.share;
+        }
+        put(self.out, first, out);
+    }
+}
+
+struct Completed<'a> {
+    weight: &'a [f32],
+    left_out: Option<&'a [f32]>,
+    mean_g: &'a [f64],
+    mean_gx: &'a [f64],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Completed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        walk(&mut self);
+    }
+}
+
+impl BySlabs for Completed<'_> {
+    #[inline(always)]
+    fn slabs(&self) -> usize {
+        self.weight.len()
+    }
+
+    #[inline(always)]
+    fn some<const N: usize>(&mut self, first: usize) {
+        let weight = part::<N, _>(self.weight, first);
+        let left_out = match self.left_out {
+            Some(left_out) => part(left_out, first),
+            None => [1.0; N],
+        };
+        let (mean_g, mean_gx) = (part::<N, _>(self.mean_g, first), part::<N, _>(self.mean_gx, first));
+        let mut rows = [[0.0; N]; 3];
+        for i in 0..N {
+            let completed = backward::completed(weight[i], f64::from(left_out[i]), mean_g[i], mean_gx[i]);
+            for row in 0..3 {
+                rows[row][i] = completed[row];
+            }
+        }
+        let slabs = self.slabs();
+        for (row, numbers) in rows.into_iter().enumerate() {
+            put(self.out, row * slabs + first, numbers);
+        }
+    }
+}
