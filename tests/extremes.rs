@@ -1,6 +1,6 @@
 //! Factors at the ends of what `f32` holds, and what stands beside them.
 
-use warpnorm::{Affine, BatchNorm, Cpu, Element, LayerNorm, RunningStats, Tensor};
+use warpnorm::{Affine, BatchNorm, Cpu, Element, GroupNorm, LayerNorm, RunningStats, Tensor};
 
 use crate::support::{on_every_backend, run::Sliced};
 
@@ -61,6 +61,33 @@ fn a_huge_channel_leaves_the_bits_of_its_neighbors_alone() {
             assert!((want - got).abs() < 1e-4, "{i}: {got}, not {want}");
         } else {
             assert_eq!(got, want, "{i}");
+        }
+    }
+}
+
+#[test]
+fn a_huge_group_leaves_the_bits_of_other_groups_and_samples_alone() {
+    let (samples, positions, channels) = (3, 200, 24);
+    let plain: Vec<f32> = (0..samples * positions * channels).map(|i| (i as f32 * 0.37).sin()).collect();
+    for group in [1, 2] {
+        // The third group of the second sample.
+        let is_huge = |i: usize| i / (positions * channels) == 1 && i % channels / group == 2;
+        let mut huge = plain.clone();
+        huge.iter_mut().enumerate().filter(|(i, _)| is_huge(*i)).for_each(|(_, x)| *x *= 1e33);
+        let norm = GroupNorm::new(channels / group, channels);
+        let tensor =
+            |x: &[f32]| Tensor::from_slice(&Cpu, x, &[samples, positions, channels]).unwrap().channels_last();
+        let want = norm.forward(&Cpu, &tensor(&plain), Affine::None).unwrap().y.to_vec(&Cpu).unwrap();
+        let got = norm.forward(&Cpu, &tensor(&huge), Affine::None).unwrap().y.to_vec(&Cpu).unwrap();
+        let mut in_place = tensor(&huge);
+        norm.forward_in_place(&Cpu, &mut in_place, Affine::None).unwrap();
+        assert_eq!(in_place.to_vec(&Cpu).unwrap(), got, "groups of {group}");
+        for (i, (want, got)) in want.into_iter().zip(got).enumerate() {
+            if is_huge(i) {
+                assert!((want - got).abs() < 1e-4, "groups of {group}, {i}: {got}, not {want}");
+            } else {
+                assert_eq!(got, want, "groups of {group}, {i}");
+            }
         }
     }
 }

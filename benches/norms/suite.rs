@@ -155,13 +155,14 @@ impl Case {
         self.floor_tensors() * self.tensor_bytes()
     }
 
-    /// The floor where no cache holds a tensor between two passes over it: the statistics of a channel over all samples
-    /// are a pass of their own, forward over `x` and backward over `x` and `dy`. Rows and groups fit a cache.
-    #[allow(dead_code)] // only benches/peers/cpu asks
-    pub(crate) fn floor_bytes_beyond_caches(&self) -> u64 {
+    /// The floor on a CPU. No last cache of a few cores holds a huge tensor from one pass to the next, and a BatchNorm's
+    /// statistics are a pass of their own: forward over `x`, backward over `x` and `dy`. Rows and groups fit a cache.
+    #[allow(dead_code)] // not asked for by cargo bench
+    pub(crate) fn cpu_floor_bytes(&self) -> u64 {
+        const HUGE: u64 = 32 << 20;
         let Call { forward, backward, eval, .. } = self.call;
-        let again =
-            if self.op == Op::BatchNorm && !eval { u64::from(forward) + 2 * u64::from(backward) } else { 0 };
+        let twice = self.op == Op::BatchNorm && !eval && self.tensor_bytes() >= HUGE;
+        let again = if twice { u64::from(forward) + 2 * u64::from(backward) } else { 0 };
         self.floor_bytes() + again * self.tensor_bytes()
     }
 }

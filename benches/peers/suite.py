@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The cases of benches/suite.json, as benches/norms/suite.rs reads them. As a program it prints their names, and
-their floors within and beyond caches:
+their floors on a GPU and on a CPU:
 
     suite.py quick|full|cpu|test
 """
@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2}
+# Bytes from which on no last cache of a few cores holds a tensor.
+HUGE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class Case:
         return tensors * self.tensor_bytes
 
     @property
-    def floor_bytes_beyond_caches(self):
-        """Where no cache holds a tensor between two passes over it: a BatchNorm's statistics are a pass of their own."""
-        again = self.forward + 2 * self.backward if self.op == "batch_norm" and not self.eval else 0
-        return self.floor_bytes + again * self.tensor_bytes
+    def cpu_floor_bytes(self):
+        """No cache holds a huge tensor from one pass to the next, and a BatchNorm's statistics are a pass of their own."""
+        twice = self.op == "batch_norm" and not self.eval and self.tensor_bytes >= HUGE
+        return self.floor_bytes + twice * (self.forward + 2 * self.backward) * self.tensor_bytes
 
 
 def cases(extent):
@@ -96,4 +98,4 @@ def cases(extent):
 
 if __name__ == "__main__":
     for one in cases(sys.argv[1]):
-        print(one.name, one.floor_bytes, one.floor_bytes_beyond_caches)
+        print(one.name, one.floor_bytes, one.cpu_floor_bytes)

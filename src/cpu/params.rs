@@ -87,7 +87,7 @@ impl<P: Element> Kernel for Round<'_, P> {
     fn run<S: Simd>(self) {
         let Self { values, to, accumulate } = self;
         for_spans!(to.len(), 0, |span| {
-            let mut new = [0.0; LANES];
+            let mut new = [0.0; LANES]; // which the macro brings along
             new[..span.n()].copy_from_slice(&values[span.at()..span.at() + span.n()]);
             if accumulate {
                 let old = to.source().load::<S>(span).to_array();

@@ -112,7 +112,7 @@ def page(run: dict) -> str:
         "", "How many times as fast as the fastest peer that computes the same (above 1: faster), and the share of a",
         "copy's speed at the same bytes.", "",
         "| threads | passes | tensors | cases | slower | lower quartile | geometric mean | least "
-        "| median share of a copy | least |",
+        "| median share of a copy | least share |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for threads, direction, size, cases, slower, quartile, mean, least, share, least_share in summary(found):

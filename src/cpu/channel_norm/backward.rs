@@ -125,14 +125,20 @@ impl<'a, T: Element> Call<'a, T> {
     fn complete(&self, share: f64, slabs: &mut [Slab], sums: &[Sums]) {
         let (mut mean_g, mut mean_gx) = (0.0, 0.0);
         for (slab, sums) in slabs.iter().zip(sums) {
-            mean_g += f64::from(slab.weight) * sums.sum * share;
-            mean_gx += f64::from(slab.weight) * sums.squares * share;
+            mean_g += part_of_mean(slab.weight, sums.sum, share);
+            mean_gx += part_of_mean(slab.weight, sums.squares, share);
         }
         for slab in slabs {
             let left_out = if slab.folds { f64::from(slab.rstd) } else { 1.0 };
             [slab.weight, slab.minus_mean_g, slab.slope] = completed(slab.weight, left_out, mean_g, mean_gx);
         }
     }
+}
+
+/// What a slab adds to the mean over its statistic of `g` or of `g * x_hat`, by the sum of `d` or of `d * x_hat`.
+#[inline(always)]
+pub(super) fn part_of_mean(weight: f32, sum: f64, share: f64) -> f64 {
+    f64::from(weight) * sum * share
 }
 
 /// `weight`, `minus_mean_g` and `slope` of a [`Slab`] by the means over its statistic of the gradient `g` of `x_hat` and of
@@ -168,7 +174,7 @@ impl SlabSums {
         }
         let mut all = Self::zeros(channels);
         for (all, sums) in [(&mut all.d, self.d), (&mut all.dx_hat, self.dx_hat)] {
-            for of_segment in sums.chunks(channels.max(1)) {
+            for of_segment in sums.chunks(channels) {
                 all.iter_mut().zip(of_segment).for_each(|(all, sum)| *all += sum);
             }
         }

@@ -8,7 +8,7 @@ use super::{
     grid::{Grid, Pass, Summands, Summed, Table, Written, by_segments},
     numbers::{self, of_slabs},
     runs::Finish,
-    slab::{Scale, Slab, activate, write_exact},
+    slab::{Slab, activate, write_exact},
 };
 use crate::{
     Activation, Element,
@@ -239,16 +239,17 @@ fn exact<T: Element>(call: &Call<'_, T>, x: Source<'_, T>, slab: usize) -> Momen
 pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
     let (channels, of_segment) = (shape.channels(), shape.statistics() / shape.segments());
-    // Before `y` is written, which `x` may be in.
+    // Of slabs without a scale, and before `y` is written, which `x` may be in.
     let mut exact = Vec::new();
     let mut tables = Vec::with_capacity(shape.segments());
     for (segment, (mean, rstd)) in mean.chunks(of_segment).zip(rstd.chunks(of_segment)).enumerate() {
         let (mean, rstd) = (of_slabs(mean, shape.group()), of_slabs(rstd, shape.group()));
-        let scales = numbers::scales(&mean, &rstd, &call.params.weight, &call.params.bias);
-        let scales = scales.unwrap_or_else(|| {
-            let slabs = (0..channels).map(|channel| call.slab(channel, mean[channel], rstd[channel]));
-            some_exactly(call, segment, slabs, &mut exact)
-        });
+        let (scales, without) = numbers::scales(&mean, &rstd, &call.params.weight, &call.params.bias);
+        exact.extend(without.into_iter().map(|channel| {
+            let slab = call.slab(channel, mean[channel], rstd[channel]);
+            let index = segment * channels + channel;
+            (index, normalized_exactly(call, &slab, index))
+        }));
         let (high, others) = scales.split_at(channels);
         let (factor, term) = others.split_at(channels);
         tables.push(grid.table([high, factor, term]));
@@ -259,7 +260,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
         let y = unsafe { call.y.target() };
         let scaled = Scaled { x: call.source(y), y, high, factor, term, past: call.finish.past };
         let (finish, residual) = (call.finish, call.residual.map(Source::new));
-        dispatch(Blocks { grid, blocks, scaled, finish, residual, far: call.far });
+        dispatch(Blocks { grid, segment, blocks, scaled, finish, residual, far: call.far });
     });
     // SAFETY: the blocks are done.
     let y = unsafe { call.y.target() };
@@ -268,32 +269,6 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
             (start..).zip(values).for_each(|(at, &v)| y.set(at, v));
         }
     }
-}
-
-/// The scales of a segment as [`numbers::scales`] has them, with zeros where a slab has none: its elements are `exact`.
-#[cold]
-fn some_exactly<T: Element>(
-    call: &Call<'_, T>,
-    segment: usize,
-    slabs: impl ExactSizeIterator<Item = Slab>,
-    exact: &mut Vec<(usize, Vec<T>)>,
-) -> Vec<f32> {
-    let channels = slabs.len();
-    let mut scales = vec![0.0; 3 * channels];
-    for (channel, slab) in slabs.enumerate() {
-        match slab.scale() {
-            Some(Scale { high, factor, term }) => {
-                for (row, v) in [high, factor, term].into_iter().enumerate() {
-                    scales[row * channels + channel] = v;
-                }
-            }
-            None => {
-                let index = segment * channels + channel;
-                exact.push((index, normalized_exactly(call, &slab, index)));
-            }
-        }
-    }
-    scales
 }
 
 /// The elements of a slab whose factor is no proper `f32`.
@@ -315,6 +290,7 @@ fn normalized_exactly<T: Element>(call: &Call<'_, T>, slab: &Slab, index: usize)
 /// Blocks of one segment to be written.
 struct Blocks<'a, T> {
     grid: Grid,
+    segment: usize,
     blocks: Range<usize>,
     scaled: Scaled<'a, T>,
     finish: Finish,
@@ -327,11 +303,11 @@ impl<T: Element> Kernel for Blocks<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { grid, blocks, scaled, finish, residual, far } = self;
+        let Self { grid, segment, blocks, scaled, finish, residual, far } = self;
         match (finish.activation, residual) {
-            (Activation::None, None) => grid.write::<S, T, _>(blocks, scaled, far),
+            (Activation::None, None) => grid.write::<S, T, _>(segment, blocks, scaled, far),
             (activation, residual) => {
-                grid.write::<S, T, _>(blocks, Finished { scaled, activation, residual }, far);
+                grid.write::<S, T, _>(segment, blocks, Finished { scaled, activation, residual }, far);
             }
         }
     }

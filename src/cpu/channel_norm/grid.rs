@@ -41,11 +41,11 @@ pub(super) fn by_segments(shape: ChannelShape, bytes: usize) -> bool {
 pub(super) struct Grid {
     shape: ChannelShape,
     /// Columns of a row, a multiple of those that one position has.
-    pub(super) width: usize,
+    width: usize,
     /// Elements of a segment.
     len: usize,
     /// Blocks of rows in a segment; its last row may be shorter.
-    pub(super) blocks: usize,
+    blocks: usize,
 }
 
 impl Grid {
@@ -66,14 +66,13 @@ impl Grid {
     /// Numbers of each channel, for each column.
     pub(super) fn table<const N: usize>(&self, of_channels: [&[f32]; N]) -> Table {
         let (columns, len) = (self.shape.channels() * self.shape.inner(), self.width + LINE);
-        let mut rows = Vec::with_capacity(N * len.max(columns));
+        let mut rows = Vec::with_capacity(N * len);
         for (row, of_channels) in of_channels.into_iter().enumerate() {
             match self.shape.inner() {
                 1 => rows.extend_from_slice(of_channels),
                 inner => of_channels.iter().for_each(|&v| rows.extend(repeat_n(v, inner))),
             }
             let end = (row + 1) * len;
-            rows.truncate(end);
             while rows.len() < end {
                 let start = row * len;
                 rows.extend_from_within(start..start + (end - rows.len()).min(columns));
@@ -110,8 +109,8 @@ impl Grid {
         let parts = totals.parts();
         parallel::for_ranges(segments * of_segment, bytes, |units| {
             for (segment, units) in by(of_segment, units) {
-                let (first, end) = (segment * of_segment, (segment + 1) * blocks);
-                sum(segment, Summands { parts: &parts, units, per_unit, first, end });
+                let first = segment * of_segment;
+                sum(segment, Summands { parts: &parts, segment, first, units, per_unit });
             }
         });
         (0..segments)
@@ -120,8 +119,8 @@ impl Grid {
             .collect()
     }
 
-    /// Calls `write` with each segment and its blocks, some at a time, the last ones first; a block has `tensors` that were read
-    /// before.
+    /// Calls `write` with segments and some of their blocks, the last ones of a thread first: they are the most likely to be still
+    /// in a cache, of as many `tensors` as a pass before has read.
     pub(super) fn for_blocks<T>(
         &self,
         tensors: usize,
@@ -135,32 +134,33 @@ impl Grid {
         });
     }
 
-    /// Blocks of one segment.
+    /// The elements of some blocks of a segment.
     #[inline(always)]
-    fn blocks(&self, blocks: Range<usize>) -> Run {
-        let segment = blocks.start / self.blocks;
-        let before = |block: usize| ((block - segment * self.blocks) * BLOCK_ROWS * self.width).min(self.len);
+    fn run_of(&self, segment: usize, blocks: Range<usize>) -> Run {
+        let before = |block: usize| (block * BLOCK_ROWS * self.width).min(self.len);
         let (start, end) = (before(blocks.start), before(blocks.end));
         Run::new(segment * self.len + start, end - start, self.shape.len())
     }
 }
 
-/// Segments of `len` that a range is of, each with its part of the range.
+/// Segments of `len` that a range is of, and what of each.
 fn by(len: usize, range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
-    (range.start / len..range.end.div_ceil(len))
-        .map(move |segment| (segment, range.start.max(segment * len)..range.end.min((segment + 1) * len)))
+    (range.start / len..range.end.div_ceil(len)).map(move |segment| {
+        let first = segment * len;
+        (segment, range.start.max(first) - first..range.end.min(first + len) - first)
+    })
 }
 
 /// What of a segment is to be added up.
 pub(super) struct Summands<'a> {
     parts: &'a Parts<'a>,
+    segment: usize,
+    /// The first unit of the segment.
+    first: usize,
+    /// Those of the segment that are meant.
     units: Range<usize>,
     /// Blocks of a unit.
     per_unit: usize,
-    /// The first unit of the segment.
-    first: usize,
-    /// Of the segment's blocks.
-    end: usize,
 }
 
 /// Numbers of the columns of a segment, each a row, with those of the first columns again behind the last.
@@ -229,13 +229,12 @@ impl Grid {
     /// Adds up rows. `far`: the tensor is in no cache.
     #[inline(always)]
     pub(super) fn sum<S: Simd, T, P: Summed<S>>(&self, summands: Summands<'_>, pass: P, far: bool) {
-        let Summands { parts, units, per_unit, first, end } = summands;
-        let first_block = end - self.blocks;
+        let Summands { parts, segment, first, units, per_unit } = summands;
         for unit in units {
-            let start = first_block + (unit - first) * per_unit;
             // SAFETY: each unit has its own, and is in one of the summands.
-            let mut sums = unsafe { parts.of(unit) };
-            for block in start..(start + per_unit).min(end) {
+            let mut sums = unsafe { parts.of(first + unit) };
+            for block in unit * per_unit..((unit + 1) * per_unit).min(self.blocks) {
+                let block = self.run_of(segment, block..block + 1);
                 self.sum_block::<S, T, P>(block, pass, sums.block(), far);
                 sums.end_block::<S>();
             }
@@ -245,9 +244,8 @@ impl Grid {
 
     /// Adds up the rows of a block; `sums` are zeros before.
     #[inline(always)]
-    fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: usize, pass: P, sums: Target<'_, f32>, far: bool) {
-        let (width, block, by_several) =
-            (self.width, self.blocks(block..block + 1), self.by_several::<S, T, P>(far, false));
+    fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: Run, pass: P, sums: Target<'_, f32>, far: bool) {
+        let (width, by_several) = (self.width, self.by_several::<S, T, P>(far, false));
         let mut start = 0;
         if self.has_strips::<S>() && width <= block.len() {
             start = block.len() / width * width;
@@ -289,9 +287,15 @@ impl Grid {
 
     /// Writes the rows of some blocks of one segment.
     #[inline(always)]
-    pub(super) fn write<S: Simd, T, P: Written<S>>(&self, blocks: Range<usize>, pass: P, far: bool) {
-        let (width, block, by_several) =
-            (self.width, self.blocks(blocks), self.by_several::<S, T, P>(far, true));
+    pub(super) fn write<S: Simd, T, P: Written<S>>(
+        &self,
+        segment: usize,
+        blocks: Range<usize>,
+        pass: P,
+        far: bool,
+    ) {
+        let (width, block) = (self.width, self.run_of(segment, blocks));
+        let by_several = self.by_several::<S, T, P>(far, true);
         // As many columns fewer at the start, and all rows begin behind them: where rows are of whole lines, no line is
         // written in two parts.
         let head = if self.width < LINE { 0 } else { pass.head(block) };
@@ -378,7 +382,7 @@ impl Grid {
         let (mut row, mut here) = (0, strip(rows, 0));
         let (mut next, mut after) = (pass.load(here[0]), pass.load(here[1]));
         loop {
-            // Of the last row its own vectors once more, which nobody uses: a branch takes longer.
+            // Of the last row its own vectors once more, which nobody uses, in place of a branch.
             let below = strip(rows, (row + STRIP).min(last));
             for k in 0..STRIP_VECTORS {
                 let loaded = next;

@@ -220,12 +220,17 @@ pub(super) fn write<S: Simd, T: Element>(
     let (high, factor, term) = (Lanes::<S>::splat(high), Lanes::splat(factor), Lanes::splat(term));
     let head = y.head::<S>(past);
     if activation == Activation::None && residual.is_none() {
-        for_spans!(S, 1, y.len(), head, |span| v = x.load(span), {
-            if past {
+        // Loops of their own, since registers and time are short where runs are.
+        if past {
+            for_spans!(S, 1, y.len(), head, |span| v = x.load(span), {
                 x.prefetch::<S>(span, AHEAD_OF_STREAM);
-            }
-            y.store(span, (v - high).mul_add(factor, term), past);
-        });
+                y.store(span, (v - high).mul_add(factor, term), true);
+            });
+        } else {
+            for_spans!(S, 1, y.len(), 0, |span| v = x.load(span), {
+                y.store(span, (v - high).mul_add(factor, term), false);
+            });
+        }
         return;
     }
     for_spans!(S, 1, y.len(), head, |span| v = x.load(span), {

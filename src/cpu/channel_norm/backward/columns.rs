@@ -106,7 +106,7 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> SlabSums {
     grid.for_blocks::<T>(2, call.bytes, |segment, blocks| {
         // SAFETY: blocks have rows of their own.
         let tensors = unsafe { Tensors::written(call, numbers[segment].folds) };
-        let work = Blocks { grid, blocks, tensors, numbers: numbers[segment].sources() };
+        let work = Blocks { grid, segment, blocks, tensors, numbers: numbers[segment].sources() };
         dispatch(Either { is_plain: tensors.is_plain(), work });
     });
     sums
@@ -211,6 +211,7 @@ impl<T: Element> Specialized for BlockSums<'_, T> {
 /// Blocks of one segment to be written.
 struct Blocks<'a, T> {
     grid: Grid,
+    segment: usize,
     blocks: Range<usize>,
     tensors: Tensors<'a, T>,
     numbers: [Source<'a, f32>; 6],
@@ -221,7 +222,7 @@ impl<T: Element> Specialized for Blocks<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
-        let Self { grid, blocks, tensors, numbers } = self;
-        grid.write::<S, T, _>(blocks, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
+        let Self { grid, segment, blocks, tensors, numbers } = self;
+        grid.write::<S, T, _>(segment, blocks, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
     }
 }

@@ -141,10 +141,17 @@ impl<T: Element> Specialized for Fused<'_, T> {
 
 #[inline(always)]
 fn write<S: Simd, T: Element, const PLAIN: bool>(tensors: Tensors<'_, T>, constants: Constants<S>, run: Run) {
-    // In f32 nothing is gained.
-    let prefetches = tensors.past && size_of::<T>() == 2;
+    if !tensors.past {
+        // A loop of its own, since registers and time are short where runs are.
+        let tensors = Tensors { past: false, ..tensors };
+        for_spans!(S, 2, run.len(), 0, |span| loaded = tensors.load(run.span(span)), {
+            tensors.write::<S, PLAIN>(constants, loaded, run.span(span));
+        });
+        return;
+    }
     for_spans!(S, 2, run.len(), tensors.head::<S>(run), |span| loaded = tensors.load(run.span(span)), {
-        if prefetches {
+        // In f32 nothing is gained.
+        if size_of::<T>() == 2 {
             tensors.x.prefetch::<S>(run.span(span), AHEAD_OF_STREAM);
             tensors.dy.prefetch::<S>(run.span(span), AHEAD_OF_STREAM);
         }

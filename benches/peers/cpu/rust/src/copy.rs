@@ -25,10 +25,7 @@ const ALIGN: usize = 128;
 fn main() -> Outcome {
     let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let names: Vec<&str> = ways::all().iter().map(|way| way.name).collect();
-    serve(&names.join(", "), |case| {
-        let bytes = case.floor_bytes_beyond_caches() as usize / 2;
-        Ok(Box::new(Copy::fastest(bytes, threads)))
-    })
+    serve(&names.join(", "), |case| Ok(Box::new(Copy::fastest(case.cpu_floor_bytes() as usize / 2, threads))))
 }
 
 #[derive(Clone, Copy)]
