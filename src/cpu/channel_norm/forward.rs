@@ -108,10 +108,6 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
     }
 }
 
-fn rstd(moments: &Moments, eps: f32) -> f64 {
-    (moments.var + f64::from(eps)).sqrt().recip()
-}
-
 /// Normalizes with statistics of the tensor itself, and gives them, and the reciprocal standard deviations.
 fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
     let geometry = Geometry::new(call.shape);
@@ -168,7 +164,7 @@ impl<T: Element> Kernel for Fused<'_, T> {
         for statistic in self.first..self.last {
             let moments = runs::moments::<S, T>(&geometry, x, statistic, call.eps);
             self.moments.set(statistic, moments);
-            let rstd = rstd(&moments, call.eps);
+            let rstd = numbers::reciprocal_std(moments.var, f64::from(call.eps));
             self.rstd.set(statistic, rstd);
             for neighbor in 0..group {
                 let slab = call.slab(statistic * group + neighbor, moments.mean, rstd);

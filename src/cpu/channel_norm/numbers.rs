@@ -17,16 +17,25 @@ trait BySlabs {
     fn some<const N: usize>(&mut self, first: usize);
 }
 
-#[inline(always)]
-fn walk(work: &mut impl BySlabs) {
-    let slabs = work.slabs();
-    let mut first = 0;
-    while first + LANES <= slabs {
-        work.some::<LANES>(first);
-        first += LANES;
-    }
-    for slab in first..slabs {
-        work.some::<1>(slab);
+/// The kernel of such work, on all slabs.
+struct All<W>(W);
+
+impl<W: BySlabs> Kernel for All<W> {
+    type Output = W;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> W {
+        let Self(mut work) = self;
+        let slabs = work.slabs();
+        let mut first = 0;
+        while first + LANES <= slabs {
+            work.some::<LANES>(first);
+            first += LANES;
+        }
+        for slab in first..slabs {
+            work.some::<1>(slab);
+        }
+        work
     }
 }
 
@@ -50,6 +59,11 @@ pub(super) fn of_slabs<V: Copy>(of_statistics: &[V], group: usize) -> Cow<'_, [V
     of_statistics.iter().flat_map(|&v| std::iter::repeat_n(v, group)).collect()
 }
 
+#[inline(always)]
+pub(super) fn reciprocal_std(var: f64, eps: f64) -> f64 {
+    (var + eps).sqrt().recip()
+}
+
 /// Replaces variances by reciprocal standard deviations.
 pub(super) fn variances_to_rstd(values: &mut [f64], eps: f32) {
     dispatch(Rstd { values, eps: f64::from(eps) });
@@ -66,7 +80,7 @@ impl Kernel for Rstd<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         for v in self.values {
-            *v = (*v + self.eps).sqrt().recip();
+            *v = reciprocal_std(*v, self.eps);
         }
     }
 }
@@ -79,7 +93,7 @@ pub(super) fn moments(
     eps: f32,
     out: &mut [Moments],
 ) -> Vec<usize> {
-    dispatch(FromSums { sums, squares, shifts, n, eps, out, without: Vec::new() })
+    dispatch(All(FromSums { sums, squares, shifts, n, eps, out, without: Vec::new() })).without
 }
 
 struct FromSums<'a> {
@@ -90,16 +104,6 @@ struct FromSums<'a> {
     eps: f32,
     out: &'a mut [Moments],
     without: Vec<usize>,
-}
-
-impl Kernel for FromSums<'_> {
-    type Output = Vec<usize>;
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self) -> Vec<usize> {
-        walk(&mut self);
-        self.without
-    }
 }
 
 impl BySlabs for FromSums<'_> {
@@ -132,7 +136,8 @@ impl BySlabs for FromSums<'_> {
 /// [`Scale`](super::slab::Scale)s as rows of numbers, `high`, `factor` and `term`, and the slabs that have none.
 pub(super) fn scales(mean: &[f64], rstd: &[f64], weight: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<usize>) {
     let mut out = vec![0.0; 3 * mean.len()];
-    let without = dispatch(Scales { mean, rstd, weight, bias, out: &mut out, without: Vec::new() });
+    let work = Scales { mean, rstd, weight, bias, out: &mut out, without: Vec::new() };
+    let without = dispatch(All(work)).without;
     (out, without)
 }
 
@@ -143,16 +148,6 @@ struct Scales<'a> {
     bias: &'a [f32],
     out: &'a mut [f32],
     without: Vec<usize>,
-}
-
-impl Kernel for Scales<'_> {
-    type Output = Vec<usize>;
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self) -> Vec<usize> {
-        walk(&mut self);
-        self.without
-    }
 }
 
 impl BySlabs for Scales<'_> {
@@ -195,7 +190,7 @@ pub(super) fn completed(
     let mut means = vec![0.0; 2 * weight.len()];
     let (mean_g, mean_gx) = means.split_at_mut(weight.len());
     for (means, sums) in [(&mut *mean_g, d), (&mut *mean_gx, dx_hat)] {
-        dispatch(Weighted { sums, weight, share, out: means });
+        dispatch(All(Weighted { sums, weight, share, out: means }));
         if group > 1 {
             for means in means.chunks_mut(group) {
                 let mean = means.iter().fold(0.0, |mean, of_slab| mean + of_slab);
@@ -204,7 +199,7 @@ pub(super) fn completed(
         }
     }
     let mut out = vec![0.0; 3 * weight.len()];
-    dispatch(Completed { weight, left_out, mean_g, mean_gx, out: &mut out });
+    dispatch(All(Completed { weight, left_out, mean_g, mean_gx, out: &mut out }));
     out
 }
 
@@ -214,15 +209,6 @@ struct Weighted<'a> {
     weight: &'a [f32],
     share: f64,
     out: &'a mut [f64],
-}
-
-impl Kernel for Weighted<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        walk(&mut self);
-    }
 }
 
 impl BySlabs for Weighted<'_> {
@@ -249,15 +235,6 @@ struct Completed<'a> {
     mean_g: &'a [f64],
     mean_gx: &'a [f64],
     out: &'a mut [f32],
-}
-
-impl Kernel for Completed<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        walk(&mut self);
-    }
 }
 
 impl BySlabs for Completed<'_> {
