@@ -15,13 +15,21 @@ use super::simd;
 /// 27.3 / 16.5 us.
 const WORTH_THREADS: usize = 512 << 10;
 
-/// Bytes read and written from which on results are written past the caches, by the way through the tensors. AMD Zen 4 with
-/// a last cache of 32 MiB, streamed / through the caches, in ms. Winding: BatchNorm forward in training, f16, 26 MB 1.3 / 2.0;
-/// LayerNorm forward and backward, f16, 17 and 25 MB 2.3 / 3.0. Straight: BatchNorm's inference, f16, 26 MB 0.74 / 0.59, and
-/// channels last 0.85 / 0.68, forward in training 1.28 / 1.17; GroupNorm forward, f32, 21 MB 0.56 / 0.48, with two threads
-/// 0.41 / 0.22; but BatchNorm's inference, f32, channels last, 51 MB 1.45 / 1.94.
+/// Bytes read and written from which on results are written past the caches, by the way through the tensors. Two threads of AMD
+/// Zen 4 with a last cache of 32 MiB each, medians of some processes, streamed / through the caches, in ms. Winding: BatchNorm
+/// forward in training, f16, 26 MB 0.58 / 0.95; LayerNorm forward, f16, 17 MB 0.32 / 0.36. Straight: GroupNorm forward, f32,
+/// 21 MB 0.39 / 0.25; BatchNorm forward in training, channels last, f16, 26 MB 0.68 / 0.55; but its inference, f32, 51 MB
+/// 1.45 / 1.94.
 const FAR_WINDING: usize = 16 << 20;
-const FAR_STRAIGHT: usize = 28 << 20;
+const FAR_STRAIGHT: usize = BEYOND_CACHES;
+
+/// The same where one thread, which has not as much of the caches, goes straight: GroupNorm forward, f32, 21 MB, channels first
+/// 0.48 / 0.57 and last 0.84 / 1.6 ms; BatchNorm in f16, 26 MB, inference 0.50 / 0.64, forward in training, channels last,
+/// 1.03 / 1.17.
+const FAR_STRAIGHT_ALONE: usize = 16 << 20;
+
+/// Bytes of which most are in no cache when they are read again.
+const BEYOND_CACHES: usize = 28 << 20;
 
 /// Bytes of a run that is written past the caches, at least: the lines at its ends are written in part.
 const STREAMED_RUN: usize = 4 << 10;
@@ -41,14 +49,24 @@ pub(super) enum Way {
 /// Whether so many bytes are taken to be in no cache.
 pub(super) fn is_far(bytes: usize, way: Way) -> bool {
     #[cfg(test)]
-    if let Some(far) = FORCED.get() {
-        return far;
+    if let Some(forced) = FORCED.get() {
+        return forced != Distance::Near;
     }
     bytes
         >= match way {
+            Way::Straight if threads(bytes) == 1 => FAR_STRAIGHT_ALONE,
             Way::Straight => FAR_STRAIGHT,
             Way::Winding => FAR_WINDING,
         }
+}
+
+/// Whether what a thread reads and writes of so many bytes is more than stays in the caches.
+pub(super) fn is_beyond_caches(bytes: usize) -> bool {
+    #[cfg(test)]
+    if let Some(forced) = FORCED.get() {
+        return forced == Distance::Beyond;
+    }
+    bytes / threads(bytes) >= BEYOND_CACHES
 }
 
 /// Whether results that are `far` are written past the caches, in runs of `run` elements.
@@ -56,16 +74,26 @@ pub(super) fn streams<T>(far: bool, run: usize) -> bool {
     far && run * size_of::<T>() >= STREAMED_RUN
 }
 
+/// What a test asks for whatever the size.
 #[cfg(test)]
-thread_local! {
-    /// What a test asks for whatever the size.
-    static FORCED: core::cell::Cell<Option<bool>> = const { core::cell::Cell::new(None) };
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Distance {
+    Near,
+    /// As [`is_far`] says.
+    Far,
+    /// As [`is_beyond_caches`] says, too.
+    Beyond,
 }
 
-/// Calls `body` as if all tensors were, or were not, in no cache.
 #[cfg(test)]
-pub(super) fn as_if_far<R>(far: bool, body: impl FnOnce() -> R) -> R {
-    FORCED.set(Some(far));
+thread_local! {
+    static FORCED: core::cell::Cell<Option<Distance>> = const { core::cell::Cell::new(None) };
+}
+
+/// Calls `body` as if all tensors were at such a distance.
+#[cfg(test)]
+pub(super) fn as_if<R>(distance: Distance, body: impl FnOnce() -> R) -> R {
+    FORCED.set(Some(distance));
     let result = body();
     FORCED.set(None);
     result

@@ -204,6 +204,9 @@ pub(super) trait Simd: Copy {
     /// Has the caches fetch the line of an address, where there is one.
     #[inline(always)]
     fn prefetch(_: *const u8) {}
+    /// Likewise, no nearer than the second level.
+    #[inline(always)]
+    fn prefetch_second(_: *const u8) {}
 }
 
 /// Makes what this thread has streamed visible to whom it tells that it is there.

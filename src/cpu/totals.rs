@@ -118,6 +118,23 @@ impl UnitSums<'_> {
         });
     }
 
+    /// In place of both, the sums of a block, of as many columns as there are.
+    #[inline(always)]
+    pub(super) fn add_block<S: Simd, const N: usize>(&mut self, block: [Lanes<S>; N]) {
+        let Some(Folded { total, .. }) = &mut self.folded else {
+            for (k, sums) in block.into_iter().enumerate() {
+                self.to.store(Span::new(k * LANES, LANES, N * LANES), sums, false);
+            }
+            return;
+        };
+        for (total, sums) in total.chunks_exact_mut(LANES).zip(block) {
+            let sums = sums.to_array();
+            for i in 0..LANES {
+                total[i] += f64::from(sums[i]);
+            }
+        }
+    }
+
     /// After the last one.
     pub(super) fn end(self) {
         let Some(Folded { total, .. }) = self.folded else { return };

@@ -356,7 +356,9 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         .count();
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
-    let far = parallel::is_far(bytes, Way::Winding);
+    let streams = parallel::is_far(bytes, Way::Winding);
+    // Channel by channel it is in no cache sooner.
+    let far = if by_columns(shape) { parallel::is_beyond_caches(bytes) } else { streams };
     // The gradient of one value is exactly 0, which takes the same roundings twice.
     let may_fold = training && activation == Activation::None && shape.per_statistic() > 1;
     // Each segment by itself, since the bits of a sample do not depend on the others.
@@ -378,7 +380,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         dx: dx.map(Shared::new),
         dresidual: dresidual.map(Shared::new),
         far,
-        past: parallel::streams::<T>(far, run),
+        past: parallel::streams::<T>(streams, run),
         bytes,
         folds,
     };

@@ -215,6 +215,10 @@ impl<S: Simd, T: Element> Pass<S> for Shifted<'_, T> {
 
 impl<S: Simd, T: Element> Summed<S> for Shifted<'_, T> {
     #[inline(always)]
+    fn prefetch_pages(self, rows: Run) {
+        rows.from(self.x).prefetch_pages::<S>();
+    }
+    #[inline(always)]
     fn terms(self, shift: Lanes<S>, span: Span) -> [Lanes<S>; 3] {
         let d = self.x.load(span) - shift;
         [d, d, d]
@@ -345,6 +349,10 @@ impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     type Loaded = Lanes<S>;
 
     #[inline(always)]
+    fn streams(self) -> bool {
+        self.past
+    }
+    #[inline(always)]
     fn head(self, block: Run) -> usize {
         block.of(self.y).before_line::<S>(self.past)
     }
@@ -382,6 +390,10 @@ impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
 impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
     type Loaded = Lanes<S>;
 
+    #[inline(always)]
+    fn streams(self) -> bool {
+        self.scaled.past
+    }
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         Written::<S>::head(self.scaled, block)

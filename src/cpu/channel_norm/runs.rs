@@ -30,6 +30,9 @@ impl<S: Simd> Adder<S> {
         while at < len {
             let end = (at + 2 * CHAIN * LANES).min(len);
             let vectors = (end - at).div_ceil(LANES);
+            if end - at == 2 * CHAIN * LANES {
+                x.run(at, end - at).prefetch_pages::<S>();
+            }
             if self.used + vectors > 2 * CHAIN {
                 self.flush();
             }

@@ -265,6 +265,12 @@ impl Simd for Avx2 {
         // SAFETY: every CPU of this architecture has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
     }
+
+    #[inline(always)]
+    fn prefetch_second(from: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
+    }
 }
 
 /// Masks of the first `n` of 16 words.
@@ -409,6 +415,12 @@ impl Simd for Avx512 {
     fn prefetch(from: *const u8) {
         // SAFETY: every CPU of this architecture has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+
+    #[inline(always)]
+    fn prefetch_second(from: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
     }
 }
 

@@ -177,6 +177,10 @@ impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN
     type Loaded = [Lanes<S>; 2];
 
     #[inline(always)]
+    fn streams(self) -> bool {
+        self.tensors.past
+    }
+    #[inline(always)]
     fn head(self, block: Run) -> usize {
         self.tensors.before_line::<S>(block)
     }
