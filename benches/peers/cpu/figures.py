@@ -62,7 +62,7 @@ def rows(run: dict) -> list[Row]:
     for (case, threads), peers in measured.items():
         if OWN not in peers:
             continue
-        times = {name: min(result["min_us"]) for name, result in peers.items()}
+        times = {name: statistics.median(result["min_us"]) for name, result in peers.items()}
         others = [(name, us) for name, us in times.items() if name not in (OWN, CEILING)]
         best = min(others, key=lambda other: other[1], default=None)
         kind = size_class(peers[OWN]["tensor_bytes"])

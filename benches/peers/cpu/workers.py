@@ -1,4 +1,4 @@
-"""Processes that time: one for each implementation and number of threads, all through a run."""
+"""Processes that time: one for each implementation and number of threads, all through a round."""
 import json
 import os
 import pathlib
@@ -73,7 +73,7 @@ class Worker:
         return lines[-1] if lines else f"ended with status {self.process.returncode}"
 
     def again(self) -> "Worker":
-        """One more like it, for one that ended."""
+        """One more like it, in place of this one."""
         return Worker(*self._arguments)
 
     def close(self):

@@ -19,10 +19,12 @@ struct FromLine;
 /// Bytes.
 const LINE: usize = 64;
 
+/// Bytes of the smallest tensor, about. What is smaller is no tensor, and not slowed down by the search for a line.
+const TENSOR: usize = 4096;
+
 impl FromLine {
     fn layout(layout: Layout) -> Layout {
-        // What is no tensor may stay where it is.
-        if layout.size() < 1024 { layout } else { layout.align_to(LINE).unwrap_or(layout) }
+        if layout.size() < TENSOR { layout } else { layout.align_to(LINE).unwrap_or(layout) }
     }
 }
 
