@@ -308,6 +308,10 @@ impl<T: Element> Kernel for Blocks<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { grid, segment, blocks, scaled, finish, residual, far } = self;
+        if !scaled.past && finish.activation == Activation::None && residual.is_none() {
+            let scaled = Scaled { past: false, ..scaled };
+            return grid.write::<S, T, _>(segment, blocks, scaled, far);
+        }
         match (finish.activation, residual) {
             (Activation::None, None) => grid.write::<S, T, _>(segment, blocks, scaled, far),
             (activation, residual) => {

@@ -227,6 +227,16 @@ impl<T: Element> Specialized for Blocks<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const PLAIN: bool>(self) {
         let Self { grid, segment, blocks, tensors, numbers } = self;
+        if !tensors.past {
+            // A loop of its own, since registers are short where they are asked for at each vector.
+            let tensors = Tensors { past: false, ..tensors };
+            return grid.write::<S, T, _>(
+                segment,
+                blocks,
+                Columns::<T, PLAIN> { tensors, numbers },
+                tensors.far,
+            );
+        }
         grid.write::<S, T, _>(segment, blocks, Columns::<T, PLAIN> { tensors, numbers }, tensors.far);
     }
 }
