@@ -51,8 +51,18 @@ fn problems(times: usize) -> Vec<Problem> {
     all
 }
 
-fn any_number_of_threads_gives_the_same_bits<T: Element>() {
-    for problem in problems(4 / size_of::<T>()) {
+/// So large that one thread goes another way through its caches than several do.
+fn large_problems() -> Vec<Problem> {
+    vec![
+        layer_norm(&[950, 4100], 1, 1),
+        rms_norm(&[4000, 1000], 1, 2),
+        batch_norm_train(&[15_000, 256], Layout::ChannelsFirst, 3),
+        batch_norm_train(&[2, 30_000, 64], Layout::ChannelsLast, 4),
+    ]
+}
+
+fn any_number_of_threads_gives_the_same_bits<T: Element>(problems: Vec<Problem>) {
+    for problem in problems {
         let bytes = 2 * problem.dy.len() * size_of::<T>();
         assert!(bytes >= 2 << 20, "{}: so little that one thread may do it all", describe(&problem));
         let problem = problem.rounded(T::DTYPE, DType::F32);
@@ -70,17 +80,22 @@ fn any_number_of_threads_gives_the_same_bits<T: Element>() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits_f32() {
-    any_number_of_threads_gives_the_same_bits::<f32>();
+    any_number_of_threads_gives_the_same_bits::<f32>(problems(4 / size_of::<f32>()));
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits_f16() {
-    any_number_of_threads_gives_the_same_bits::<f16>();
+    any_number_of_threads_gives_the_same_bits::<f16>(problems(4 / size_of::<f16>()));
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits_bf16() {
-    any_number_of_threads_gives_the_same_bits::<bf16>();
+    any_number_of_threads_gives_the_same_bits::<bf16>(problems(4 / size_of::<bf16>()));
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits_of_large_tensors() {
+    any_number_of_threads_gives_the_same_bits::<f32>(large_problems());
 }
 
 /// Called from outside of the global pool, which other tests can do without. (Where it has one thread, there is nothing to

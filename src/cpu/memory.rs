@@ -20,10 +20,10 @@ pub(super) const AHEAD_OF_STREAM: usize = 2048;
 /// What memory is mapped by. The processor fetches what follows in a page by itself, but has to find the next page first.
 const PAGE: usize = 4096;
 
-/// Bytes ahead of a page that is read whose first lines are to be fetched. AMD Zen 4, with / without, in ms: forward in f32,
-/// BatchNorm channels last, 26 MB, one thread 2.07 / 2.36, two 1.22 / 1.27, and 39 MB 3.8 / 4.1 and 2.03 / 2.13; GroupNorm
-/// channels first, 42 MB, 3.8 / 4.1 and 2.4 / 2.6. Backward nothing is gained, and in f16 6 % are lost. One line is as good as two, six
-/// are as bad as none.
+/// Bytes ahead of what is read of which two lines are fetched, once in a page. AMD Zen 4, with / without, in ms: forward in
+/// f32, BatchNorm channels last, 26 MB, one thread 2.07 / 2.36, two 1.22 / 1.27, and 39 MB 3.8 / 4.1 and 2.03 / 2.13; GroupNorm
+/// channels first, 42 MB, 3.8 / 4.1 and 2.4 / 2.6. In f16 nothing is gained. Backward passes, which do without, gain nothing in
+/// f32 and lose 6 % in f16.
 const PAGES_AHEAD: usize = 2 * PAGE;
 
 /// Elements that a kernel reads; nobody writes them meanwhile but the one who reads.
@@ -264,7 +264,7 @@ impl<T> Source<'_, T> {
         S::prefetch_second(self.from.wrapping_add(at).wrapping_add(ahead).cast());
     }
 
-    /// Of each page, has the cache fetch two lines of one that follows; anything may lie there.
+    /// For each page of it, has the cache fetch two lines of one that follows; anything may lie there.
     #[inline(always)]
     pub(super) fn prefetch_pages<S: Simd>(self) {
         for at in (0..self.len * size_of::<T>()).step_by(PAGE) {

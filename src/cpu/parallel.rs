@@ -1,7 +1,7 @@
 //! The division of work among threads.
 //!
 //! What is added up, and in which order, follows from the shape alone: each part of a sum has a place of its own. How many
-//! threads there are decides only what is a unit of work, and who runs it.
+//! threads there are decides only what is a unit of work, who runs it, and by which way through the caches.
 
 mod ranges;
 
@@ -21,15 +21,19 @@ const WORTH_THREADS: usize = 512 << 10;
 /// 21 MB 0.39 / 0.25; BatchNorm forward in training, channels last, f16, 26 MB 0.68 / 0.55; but its inference, f32, 51 MB
 /// 1.45 / 1.94.
 const FAR_WINDING: usize = 16 << 20;
-const FAR_STRAIGHT: usize = BEYOND_CACHES;
+const FAR_STRAIGHT: usize = 28 << 20;
 
 /// The same where one thread, which has not as much of the caches, goes straight: GroupNorm forward, f32, 21 MB, channels first
 /// 0.48 / 0.57 and last 0.84 / 1.6 ms; BatchNorm in f16, 26 MB, inference 0.50 / 0.64, forward in training, channels last,
 /// 1.03 / 1.17.
 const FAR_STRAIGHT_ALONE: usize = 16 << 20;
 
-/// Bytes of which most are in no cache when they are read again.
+/// Bytes of a thread of which little is in a cache when it is read again: where less is read and written, backward passes along rows
+/// are faster by strips, and above row by row; LayerNorm forward adds up rows together from there on.
 const BEYOND_CACHES: usize = 28 << 20;
+
+/// Threads that have a last cache of their own, as far as is known.
+const CACHES: usize = 2;
 
 /// Bytes of a run that is written past the caches, at least: the lines at its ends are written in part.
 const STREAMED_RUN: usize = 4 << 10;
@@ -66,7 +70,7 @@ pub(super) fn is_beyond_caches(bytes: usize) -> bool {
     if let Some(forced) = FORCED.get() {
         return forced == Distance::Beyond;
     }
-    bytes / threads(bytes) >= BEYOND_CACHES
+    bytes / threads(bytes).min(CACHES) >= BEYOND_CACHES
 }
 
 /// Whether results that are `far` are written past the caches, in runs of `run` elements.

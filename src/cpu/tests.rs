@@ -5,7 +5,10 @@ use super::{
     parallel::{Distance, as_if},
     simd::{Level, at_each_level},
 };
-use crate::{Affine, BatchNorm, Element, GroupNorm, LayerNorm, RmsNorm, Tensor};
+use crate::{
+    Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, Element, GroupNorm, LayerNorm, LayerNormForward,
+    RmsNorm, Tensor, View, ViewMut,
+};
 
 /// Numbers between -1 and 2.
 fn numbers<T: Element>(len: usize, seed: usize) -> Vec<T> {
@@ -126,6 +129,67 @@ fn past_the_caches_go_the_same_bits() {
             let far = as_if(distance, results::<T>);
             for (which, (far, near)) in far.iter().zip(&near).enumerate() {
                 assert!(bits(far) == bits(near), "{level:?}, {:?}, {distance:?}: result {which}", T::DTYPE);
+            }
+        }
+    }
+    alone(|| {
+        at_each_level(|level| {
+            check::<f32>(level);
+            check::<f16>(level);
+        });
+    });
+}
+
+/// Outputs that begin so many elements behind the start of a vector.
+fn results_at<T: Element>(offset: usize) -> [Vec<f32>; 2] {
+    let numbers = |len: usize, seed| self::numbers::<T>(len, seed);
+    let widened = |values: &[T]| values[offset..].iter().map(|v| v.to_f32()).collect();
+    let (rows, cols) = (19, 1103);
+    let mut y = vec![T::default(); rows * cols + offset];
+    let (x, weight) = (numbers(rows * cols, 1), self::numbers::<f32>(cols, 2));
+    let args = LayerNormForward {
+        x: View::new(&x[..], &[rows, cols]).unwrap(),
+        y: ViewMut::new(&mut y[offset..], &[rows, cols]).unwrap(),
+        residual: None,
+        affine: Affine::F32 { weight: Some(&weight[..]), bias: Some(&weight[..]) },
+        mean: None,
+        rstd: None,
+    };
+    LayerNorm::new(cols).forward_into(&Cpu, args).unwrap();
+
+    let (positions, channels) = (71, 288);
+    let dims = [1, positions, channels];
+    let mut dx = vec![T::default(); positions * channels + offset];
+    let (x, dy) = (numbers(positions * channels, 3), numbers(positions * channels, 4));
+    let (mean, rstd) = (vec![0.5; channels], vec![1.25; channels]);
+    let norm = BatchNorm::new(channels);
+    let seen = View::new(&x[..], &dims).unwrap().channels_last();
+    let mut workspace = norm.workspace_for(&Cpu, seen).unwrap();
+    let args = BatchNormBackwardTrain {
+        x: View::new(&x[..], &dims).unwrap().channels_last(),
+        residual: None,
+        dy: View::new(&dy[..], &dims).unwrap().channels_last(),
+        affine: Affine::F32 { weight: Some(&weight[..channels]), bias: None },
+        mean: &mean[..],
+        rstd: &rstd[..],
+        dx: Some(ViewMut::new(&mut dx[offset..], &dims).unwrap().channels_last()),
+        dresidual: None,
+        grads: AffineGrad::None,
+        accumulate: false,
+        workspace: &mut workspace,
+    };
+    norm.backward_train_into(&Cpu, args).unwrap();
+    [widened(&y), widened(&dx)]
+}
+
+#[test]
+fn wherever_outputs_begin_go_the_same_bits() {
+    fn check<T: Element>(level: Level) {
+        let want = as_if(Distance::Near, || results_at::<T>(0));
+        for offset in [0, 1, 4, 15, 16, 31] {
+            for distance in [Distance::Near, Distance::Far, Distance::Beyond] {
+                let got = as_if(distance, || results_at::<T>(offset));
+                assert!(got == want, "{level:?}, {:?}, {distance:?}, offset {offset}", T::DTYPE);
             }
         }
     }

@@ -118,15 +118,17 @@ impl UnitSums<'_> {
         });
     }
 
-    /// In place of both, the sums of a block, of as many columns as there are.
+    /// In place of both: the sums of a block, of as many columns as there are.
     #[inline(always)]
     pub(super) fn add_block<S: Simd, const N: usize>(&mut self, block: [Lanes<S>; N]) {
         let Some(Folded { total, .. }) = &mut self.folded else {
+            assert_eq!(self.to.len(), N * LANES);
             for (k, sums) in block.into_iter().enumerate() {
                 self.to.store(Span::new(k * LANES, LANES, N * LANES), sums, false);
             }
             return;
         };
+        assert_eq!(total.len(), N * LANES);
         for (total, sums) in total.chunks_exact_mut(LANES).zip(block) {
             let sums = sums.to_array();
             for i in 0..LANES {
@@ -200,6 +202,40 @@ mod tests {
                 sums.end();
             }
         }
+    }
+
+    /// Adds the same to two units at once, of three vectors.
+    struct WholeBlocks<'a>([UnitSums<'a>; 2]);
+
+    impl Kernel for WholeBlocks<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            for mut sums in self.0 {
+                for term in [16_777_216.0, 1.0] {
+                    let mut block = [Lanes::<S>::splat(0.0); 3];
+                    for k in 0..3 {
+                        let columns = core::array::from_fn(|i| term * (k * LANES + i + 1) as f32);
+                        block[k] = Lanes::from_array(columns);
+                    }
+                    sums.add_block(block);
+                }
+                sums.end();
+            }
+        }
+    }
+
+    #[test]
+    fn whole_blocks_are_added_up_in_f64() {
+        let width = 3 * LANES;
+        let mut totals = Totals::new(2, width, true);
+        let parts = totals.parts();
+        // SAFETY: two units.
+        dispatch(WholeBlocks(unsafe { [parts.of(0), parts.of(1)] }));
+        let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
+        assert_eq!(totals.add_up(1..2, 0), of_unit);
+        assert_eq!(totals.add_up(0..2, 0), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
     }
 
     #[test]

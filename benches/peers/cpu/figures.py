@@ -56,7 +56,7 @@ def rows(run: dict) -> list[Row]:
     """Those that were measured, in the order of the results."""
     measured: dict[tuple, dict] = {}
     for result in run["results"]:
-        if result["min_us"] and not result["disagrees"]:
+        if result["min_us"] and not result["left_out"] and not result["disagrees"]:
             measured.setdefault((result["case"], result["threads"]), {})[result["peer"]] = result
     found = []
     for (case, threads), peers in measured.items():

@@ -30,7 +30,7 @@ class Worker:
         # A worker must not outlive `run`, since nothing would wake it. Where more priority is not permitted, `nice` says
         # so in the log and goes on.
         pin = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", NICE, "taskset", "-c", ",".join(map(str, cpus))]
-        with open(log, "w") as errors:
+        with open(log, "a") as errors:
             self.process = subprocess.Popen(
                 pin + command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )

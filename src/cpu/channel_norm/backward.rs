@@ -357,7 +357,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
     let streams = parallel::is_far(bytes, Way::Winding);
-    // Channel by channel it is in no cache sooner.
+    // What lies side by side may be streamed and still be read from a cache.
     let far = if by_columns(shape) { parallel::is_beyond_caches(bytes) } else { streams };
     // The gradient of one value is exactly 0, which takes the same roundings twice.
     let may_fold = training && activation == Activation::None && shape.per_statistic() > 1;

@@ -258,7 +258,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
         let (factor, term) = others.split_at(channels);
         tables.push(grid.table([high, factor, term]));
     }
-    grid.for_blocks::<T>(1, call.bytes, |segment, blocks| {
+    grid.for_blocks::<T>(1, true, call.bytes, |segment, blocks| {
         let [high, factor, term] = tables[segment].rows();
         // SAFETY: blocks have rows of their own.
         let y = unsafe { call.y.target() };
@@ -308,11 +308,11 @@ impl<T: Element> Kernel for Blocks<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { grid, segment, blocks, scaled, finish, residual, far } = self;
-        if !scaled.past && finish.activation == Activation::None && residual.is_none() {
-            let scaled = Scaled { past: false, ..scaled };
-            return grid.write::<S, T, _>(segment, blocks, scaled, far);
-        }
         match (finish.activation, residual) {
+            // A loop of its own, that need not ask at each vector: registers are short.
+            (Activation::None, None) if !scaled.past => {
+                grid.write::<S, T, _>(segment, blocks, Scaled { past: false, ..scaled }, far);
+            }
             (Activation::None, None) => grid.write::<S, T, _>(segment, blocks, scaled, far),
             (activation, residual) => {
                 grid.write::<S, T, _>(segment, blocks, Finished { scaled, activation, residual }, far);
@@ -353,10 +353,6 @@ impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     type Loaded = Lanes<S>;
 
     #[inline(always)]
-    fn streams(self) -> bool {
-        self.past
-    }
-    #[inline(always)]
     fn head(self, block: Run) -> usize {
         block.of(self.y).before_line::<S>(self.past)
     }
@@ -394,10 +390,6 @@ impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
 impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
     type Loaded = Lanes<S>;
 
-    #[inline(always)]
-    fn streams(self) -> bool {
-        self.scaled.past
-    }
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         Written::<S>::head(self.scaled, block)

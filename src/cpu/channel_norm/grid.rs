@@ -119,23 +119,22 @@ impl Grid {
             .collect()
     }
 
-    /// Calls `write` with segments and some of their blocks, in most cases the last ones of a thread first: they are the most
-    /// likely to be still in a cache, of as many `tensors` as a pass before has read.
+    /// Calls `write` with segments and some of their blocks. `last_first`: the last ones of a thread first, since they are the
+    /// most likely to be still in a cache, of as many `tensors` as a pass before has read.
     pub(super) fn for_blocks<T>(
         &self,
         tensors: usize,
+        last_first: bool,
         bytes: usize,
         write: impl Fn(usize, Range<usize>) + Sync,
     ) {
         let of_block = tensors * BLOCK_ROWS * self.width * size_of::<T>();
         let blocks = self.shape.segments() * self.blocks;
         let write = |blocks| by(self.blocks, blocks).for_each(|(segment, blocks)| write(segment, blocks));
-        // Of two tensors that much, little is left in a cache. One thread of AMD Zen 4, BatchNorm backward of 26 MB in f32, first / last
-        // ones first 3.97 / 4.21 ms; forward it is the other way round.
-        if tensors == 2 && parallel::is_beyond_caches(bytes) {
-            return parallel::for_ranges(blocks, bytes, write);
+        match last_first {
+            true => parallel::for_ranges_last_first(blocks, of_block, bytes, write),
+            false => parallel::for_ranges(blocks, bytes, write),
         }
-        parallel::for_ranges_last_first(blocks, of_block, bytes, write);
     }
 
     /// The elements of some blocks of a segment.
@@ -193,7 +192,7 @@ pub(super) trait Pass<S: Simd>: Copy {
 pub(super) trait Summed<S: Simd>: Pass<S> {
     /// The value and both factors.
     fn terms(self, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
-    /// Before a block is added up.
+    /// Before a block of strips is added up: has the cache fetch some of what follows.
     #[inline(always)]
     fn prefetch_pages(self, _: Run) {}
 }
@@ -203,8 +202,11 @@ pub(super) trait Written<S: Simd>: Pass<S> {
     /// What is written with: loaded early, as [`for_spans`] says.
     type Loaded: Copy;
 
-    /// Whether it writes past the caches.
-    fn streams(self) -> bool;
+    /// Whether it writes past the caches what may be read from one.
+    #[inline(always)]
+    fn streams_from_cache(self) -> bool {
+        false
+    }
     /// Elements of a block before the first line that can be streamed.
     fn head(self, block: Run) -> usize;
     fn load(self, span: Span) -> Self::Loaded;
@@ -244,7 +246,7 @@ impl Grid {
             let mut sums = unsafe { parts.of(first + unit) };
             let blocks = unit * per_unit..((unit + 1) * per_unit).min(self.blocks);
             if self.has_strips::<S>() {
-                self.sum_strips(self.run_of(segment, blocks), pass, &mut sums);
+                self.sum_strips(pass, self.run_of(segment, blocks), &mut sums);
                 sums.end();
                 continue;
             }
@@ -372,19 +374,19 @@ impl Grid {
     /// Adds up blocks of rows that are strips. Little is done between two blocks: meanwhile the processor does not look for what
     /// is to be read next.
     #[inline(always)]
-    fn sum_strips<S: Simd, P: Summed<S>>(&self, blocks: Run, pass: P, sums: &mut UnitSums<'_>) {
+    fn sum_strips<S: Simd, P: Summed<S>>(&self, pass: P, blocks: Run, sums: &mut UnitSums<'_>) {
         let constants = self.strip_constants(pass, 0);
         let whole = blocks.len() / (BLOCK_ROWS * STRIP) * BLOCK_ROWS * STRIP;
         for block in blocks.run(0, whole).parts(BLOCK_ROWS * STRIP) {
             pass.prefetch_pages(block);
-            sums.add_block(strip_sums(block, pass, constants));
+            sums.add_block(strip_sums(pass, block, constants));
         }
         let rest = blocks.run(whole, blocks.len() - whole);
         if rest.len() == 0 {
             return;
         }
         let to = sums.block();
-        for (k, sum) in strip_sums(rest, pass, constants).into_iter().enumerate() {
+        for (k, sum) in strip_sums(pass, rest, constants).into_iter().enumerate() {
             to.store(Span::new(k * LANES, LANES, 2 * STRIP), sum, false);
         }
         let rows = rest.len() / STRIP * STRIP;
@@ -397,7 +399,11 @@ impl Grid {
     /// else is done.
     #[inline(always)]
     fn writes_strips<S: Simd, P: Written<S>>(&self, pass: P, far: bool) -> bool {
-        S::ROWS == 4 && pass.streams() && !far && self.width > STRIP && self.width.is_multiple_of(LANES)
+        S::ROWS == 4
+            && pass.streams_from_cache()
+            && !far
+            && self.width > STRIP
+            && self.width.is_multiple_of(LINE)
     }
 
     /// Writes whole rows, which begin at a column of the table.
@@ -473,8 +479,8 @@ fn strip(rows: Run, at: usize) -> [Span; STRIP_VECTORS] {
 /// The sums of whole rows that are strips: of the values, then of the products.
 #[inline(always)]
 fn strip_sums<S: Simd, P: Summed<S>>(
-    rows: Run,
     pass: P,
+    rows: Run,
     constants: [P::Constant; STRIP_VECTORS],
 ) -> [Lanes<S>; 2 * STRIP_VECTORS] {
     let mut sums = [Lanes::splat(0.0); 2 * STRIP_VECTORS];

@@ -21,23 +21,21 @@ const UNIT: usize = 16 << 10;
 /// Bytes of rows that are added up before the first of them is written, where one thread has more than its caches: memory is
 /// read faster in long stretches, and strips of rows share weights that are in a cache of the first level. One thread of AMD
 /// Zen 4 in f32, rows of 4,096, so / row by row: 34 MB 0.93 / 1.12 ms, RMSNorm 0.91 / 1.12, 84 MB 3.5 / 4.2; but two threads,
-/// 34 MB 0.69 / 0.62 and 84 MB 2.06 / 2.01, and one with rows of 65,536 1.25 / 1.19. In f16, 17 MB, nothing is gained.
-const TOGETHER: usize = 128 << 10;
-const ROWS_TOGETHER: usize = 8;
+/// 34 MB 0.69 / 0.62 and 84 MB 2.06 / 2.01, and one with rows of 65,536 1.25 / 1.19. In f16, 17 MB, nothing is gained. Of loops in
+/// C, 4 to 32 rows and strips of 512 to 2,048 columns were within 3 %. That shorter rows gain too is a guess.
+const GROUP_BYTES: usize = 128 << 10;
+const GROUP_ROWS: usize = 8;
 
 /// Columns of a strip of such rows.
 const STRIP: usize = 1024;
 
-/// Rows of `cols` elements that are added up together.
-fn rows_together<T>(bytes: usize, cols: usize) -> usize {
-    if size_of::<T>() < 4
-        || parallel::threads(bytes) > 1
-        || !parallel::is_beyond_caches(bytes)
-        || cols <= LONG_ROW
-    {
-        return 1;
+/// Rows of a group, for streamed rows of `cols` elements without a residual.
+fn group_rows<T>(bytes: usize, cols: usize) -> usize {
+    let gains = size_of::<T>() == 4 && cols > LONG_ROW;
+    match gains && parallel::threads(bytes) == 1 && parallel::is_beyond_caches(bytes) {
+        true => (GROUP_BYTES / (cols * size_of::<T>())).clamp(1, GROUP_ROWS),
+        false => 1,
     }
-    (TOGETHER / (cols * size_of::<T>())).clamp(1, ROWS_TOGETHER)
 }
 
 /// What all units of a call share.
@@ -54,7 +52,7 @@ struct Call<'a, T> {
     rstd: Option<Shared<'a, f32>>,
     stream: bool,
     /// Rows whose sums are all there before the first of them is written.
-    together: usize,
+    group: usize,
 }
 
 /// What is added to `x`, and the sum.
@@ -69,9 +67,11 @@ pub(in crate::cpu) fn forward<T: Element>(shape: RowShape, args: RowNormForward<
     let place = |stride| Place { shape, stride };
     let bytes = 2 * shape.len() * size_of::<T>();
     let far = parallel::is_far(bytes, Way::Winding);
+    let stream = x.is_some() && parallel::streams::<T>(far, shape.cols());
     let call = Call {
         shape,
-        stream: x.is_some() && parallel::streams::<T>(far, shape.cols()),
+        stream,
+        group: if stream && sum.is_none() { group_rows::<T>(bytes, shape.cols()) } else { 1 },
         x: x.map(|x| (x.data, place(x.stride))),
         y: (Shared::new(y.data), place(y.stride)),
         sum: sum.map(|RowSum { residual, h }| SumOf {
@@ -83,9 +83,8 @@ pub(in crate::cpu) fn forward<T: Element>(shape: RowShape, args: RowNormForward<
         rms,
         mean: mean.map(Shared::new),
         rstd: rstd.map(Shared::new),
-        together: rows_together::<T>(bytes, shape.cols()),
     };
-    let rows = UNIT.div_ceil(shape.cols()).next_multiple_of(call.together);
+    let rows = UNIT.div_ceil(shape.cols()).next_multiple_of(call.group);
     parallel::for_each(shape.rows().div_ceil(rows), bytes, |unit| {
         let first = unit * rows;
         let last = (first + rows).min(shape.rows());
@@ -131,11 +130,12 @@ impl<T: Element> Kernel for Unit<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        if self.call.together == 1 {
+        let group = self.call.group;
+        if group == 1 {
             return walk::<S>(&self, self.first..self.last);
         }
-        for first in (self.first..self.last).step_by(self.call.together) {
-            self.rows_together::<S>(first, self.call.together.min(self.last - first));
+        for first in (self.first..self.last).step_by(group) {
+            self.group::<S>(first..(first + group).min(self.last));
         }
     }
 }
@@ -148,10 +148,11 @@ struct Numbers<const R: usize> {
 }
 
 impl<const R: usize> Numbers<R> {
-    /// Whether rows can be written with what [`Scales::new`] gives.
+    /// Whether [`Scales`] are no worse than exact, which is also so where all results are NaN, or as if there were no deviations.
     #[inline(always)]
     fn fit(&self) -> bool {
-        self.rstd.iter().fold(true, |all, rstd| all & FITTING.contains(rstd))
+        let fits = |rstd: f64| FITTING.contains(&rstd) | (rstd == 0.0) | !rstd.is_finite();
+        self.rstd.iter().fold(true, |all, &rstd| all & fits(rstd))
     }
 
     /// Those of one row.
@@ -209,7 +210,12 @@ impl<T: Element> ByRows for Unit<'_, T> {
         }
         // Each row as it would be alone: its bits do not depend on those beside it.
         for r in 0..R {
-            self.write_alone::<S>(x[r], row + r, numbers.row(r));
+            match numbers.row(r) {
+                of_row if of_row.fit() => {
+                    self.write::<S, 1>([x[r]], row + r, &Scales::new(of_row, self.call.rms));
+                }
+                of_row => self.write_exact(x[r], row + r, of_row),
+            }
         }
     }
 }
@@ -247,25 +253,29 @@ impl<T: Element> Unit<'_, T> {
 
     /// Several rows, strip by strip once all their numbers are there.
     #[inline(always)]
-    fn rows_together<S: Simd>(&self, first: usize, rows: usize) {
-        let cols = self.cols();
-        let mut scales = [const { None }; ROWS_TOGETHER];
-        for (row, scales) in (first..first + rows).zip(&mut scales) {
-            self.add_residual::<S>(row, 1);
+    fn group<S: Simd>(&self, rows: Range<usize>) {
+        let (cols, stream) = (self.cols(), self.call.stream);
+        let mut scales = [const { None }; GROUP_ROWS];
+        for (row, scales) in rows.clone().zip(&mut scales) {
+            let [y] = self.call.y.1.rows_mut(self.y, row);
+            y.prefetch_ends::<S>(stream);
             let x = self.source::<1>(row);
             let numbers = self.numbers::<S, 1>(x, row);
             match numbers.fit() {
                 true => *scales = Some(Scales::new(numbers, self.call.rms)),
-                false => self.write_alone::<S>(x[0], row, numbers),
+                false => self.write_exact(x[0], row, numbers),
             }
         }
-        // Of rows that begin in the middle of a line, each strip would end there.
-        let strip = if cols.is_multiple_of(LANES) { STRIP } else { cols };
-        for start in (0..cols).step_by(strip) {
-            for (row, scales) in (first..first + rows).zip(&scales) {
+        for strip in 0..cols.div_ceil(STRIP) {
+            for (row, scales) in rows.clone().zip(&scales) {
                 let Some(scales) = scales else { continue };
-                let columns = start..(start + strip).min(cols);
-                self.write_columns::<S, 1, true>(self.source(row), row, scales, columns);
+                // Strips begin where a line of `y` does.
+                let [y] = self.call.y.1.rows_mut(self.y, row);
+                let from = |strip: usize| match strip {
+                    0 => 0,
+                    _ => (y.head::<S>(stream) + strip * STRIP).min(cols),
+                };
+                self.write_columns::<S, 1, true>(self.source(row), row, scales, from(strip)..from(strip + 1));
             }
         }
     }
@@ -340,7 +350,7 @@ impl<T: Element> Unit<'_, T> {
         let mut at = 0;
         while at < cols {
             let end = (at + 2 * CHAIN * LANES).min(cols);
-            if R == 1 && self.call.together > 1 {
+            if R == 1 && self.call.group > 1 && end - at == 2 * CHAIN * LANES {
                 x[0].run(at, end - at).prefetch_pages::<S>();
             }
             let mut chains = [Chains::<S>::new(); R];
@@ -367,10 +377,9 @@ impl<T: Element> Unit<'_, T> {
         self.write_columns::<S, R, false>(x, row, scales, 0..self.cols());
     }
 
-    /// Some of the columns; `TOGETHER`: as a strip of [`rows_together`](Self::rows_together), and the same of the rows after these
-    /// is fetched.
+    /// Some of the columns; `STRIPS`: as [`group`](Self::group) does, and the same ones of the next group are fetched.
     #[inline(always)]
-    fn write_columns<S: Simd, const R: usize, const TOGETHER: bool>(
+    fn write_columns<S: Simd, const R: usize, const STRIPS: bool>(
         &self,
         x: [Source<'_, T>; R],
         row: usize,
@@ -378,7 +387,7 @@ impl<T: Element> Unit<'_, T> {
         columns: Range<usize>,
     ) {
         let (start, cols) = (columns.start, columns.len());
-        let ahead = self.call.together * self.cols();
+        let ahead = self.call.group * self.cols();
         let x = as_long(x, start, cols);
         let mut y = self.call.y.1.rows_mut::<T, R>(self.y, row);
         for y in &mut y {
@@ -392,7 +401,7 @@ impl<T: Element> Unit<'_, T> {
         let past = self.call.stream;
         for_spans!(S, R, cols, y[0].head::<S>(past), |span| v = load::<S, T, R>(x, span), {
             let (weight, bias) = (weight.load(span), bias.load(span));
-            if TOGETHER {
+            if STRIPS {
                 x[0].prefetch_second::<S>(span, ahead);
             }
             for r in 0..R {
@@ -402,21 +411,11 @@ impl<T: Element> Unit<'_, T> {
         });
     }
 
-    /// A row whose numbers may not fit.
-    #[inline(always)]
-    fn write_alone<S: Simd>(&self, x: Source<'_, T>, row: usize, numbers: Numbers<1>) {
-        let Numbers { mean: [mean], rstd: [rstd] } = numbers;
-        if FITTING.contains(&rstd) || rstd == 0.0 || !rstd.is_finite() {
-            self.write::<S, 1>([x], row, &Scales::new(numbers, self.call.rms));
-        } else {
-            self.write_exact(x, row, mean, rstd);
-        }
-    }
-
     /// For a `rstd` that is no proper `f32`.
     #[cold]
     #[inline(never)]
-    fn write_exact(&self, x: Source<'_, T>, row: usize, mean: f64, rstd: f64) {
+    fn write_exact(&self, x: Source<'_, T>, row: usize, numbers: Numbers<1>) {
+        let Numbers { mean: [mean], rstd: [rstd] } = numbers;
         let to = self.call.y.1.of(row);
         let (weight, bias) = (&self.call.params.weight, &self.call.params.bias);
         for (at, (weight, bias)) in weight.iter().zip(bias.iter()).enumerate() {

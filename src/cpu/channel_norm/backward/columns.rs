@@ -103,7 +103,10 @@ fn at_once<T: Element>(call: &Call<'_, T>, sums_wanted: bool) -> SlabSums {
     for (segment, numbers) in numbers.iter_mut().enumerate() {
         numbers.complete(&grid, call, [&sums.d[slabs(segment)], &sums.dx_hat[slabs(segment)]]);
     }
-    grid.for_blocks::<T>(2, call.bytes, |segment, blocks| {
+    // Of two tensors that much, little is left in a cache. One thread of AMD Zen 4, BatchNorm of 26 MB in f32, first / last ones
+    // first 3.97 / 4.21 ms.
+    let last_first = !parallel::is_beyond_caches(call.bytes);
+    grid.for_blocks::<T>(2, last_first, call.bytes, |segment, blocks| {
         // SAFETY: blocks have rows of their own.
         let tensors = unsafe { Tensors::written(call, numbers[segment].folds) };
         let work = Blocks { grid, segment, blocks, tensors, numbers: numbers[segment].sources() };
@@ -177,7 +180,7 @@ impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN
     type Loaded = [Lanes<S>; 2];
 
     #[inline(always)]
-    fn streams(self) -> bool {
+    fn streams_from_cache(self) -> bool {
         self.tensors.past
     }
     #[inline(always)]
@@ -228,7 +231,7 @@ impl<T: Element> Specialized for Blocks<'_, T> {
     fn run<S: Simd, const PLAIN: bool>(self) {
         let Self { grid, segment, blocks, tensors, numbers } = self;
         if !tensors.past {
-            // A loop of its own, since registers are short where they are asked for at each vector.
+            // A loop of its own, that need not ask at each vector: registers are short.
             let tensors = Tensors { past: false, ..tensors };
             return grid.write::<S, T, _>(
                 segment,
