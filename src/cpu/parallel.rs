@@ -28,8 +28,8 @@ const FAR_STRAIGHT: usize = 28 << 20;
 /// 1.03 / 1.17.
 const FAR_STRAIGHT_ALONE: usize = 16 << 20;
 
-/// Bytes of a thread of which little is in a cache when it is read again: where less is read and written, backward passes along rows
-/// are faster by strips, and above row by row; LayerNorm forward adds up rows together from there on.
+/// Bytes of a thread of which little is in a cache when it is read again: where less is read and written, backward passes along
+/// rows are faster by strips, and above row by row; LayerNorm forward adds up rows together from there on.
 const BEYOND_CACHES: usize = 28 << 20;
 
 /// Threads that have a last cache of their own, as far as is known.

@@ -214,12 +214,8 @@ mod tests {
         fn run<S: Simd>(self) {
             for mut sums in self.0 {
                 for term in [16_777_216.0, 1.0] {
-                    let mut block = [Lanes::<S>::splat(0.0); 3];
-                    for k in 0..3 {
-                        let columns = core::array::from_fn(|i| term * (k * LANES + i + 1) as f32);
-                        block[k] = Lanes::from_array(columns);
-                    }
-                    sums.add_block(block);
+                    let columns = |k: usize| core::array::from_fn(|i| term * (k * LANES + i + 1) as f32);
+                    sums.add_block([0, 1, 2].map(|k| Lanes::<S>::from_array(columns(k))));
                 }
                 sums.end();
             }

@@ -21,8 +21,8 @@ const UNIT: usize = 16 << 10;
 /// Bytes of rows that are added up before the first of them is written, where one thread has more than its caches: memory is
 /// read faster in long stretches, and strips of rows share weights that are in a cache of the first level. One thread of AMD
 /// Zen 4 in f32, rows of 4,096, so / row by row: 34 MB 0.93 / 1.12 ms, RMSNorm 0.91 / 1.12, 84 MB 3.5 / 4.2; but two threads,
-/// 34 MB 0.69 / 0.62 and 84 MB 2.06 / 2.01, and one with rows of 65,536 1.25 / 1.19. In f16, 17 MB, nothing is gained. Of loops in
-/// C, 4 to 32 rows and strips of 512 to 2,048 columns were within 3 %. That shorter rows gain too is a guess.
+/// 34 MB 0.69 / 0.62 and 84 MB 2.06 / 2.01, and one with rows of 65,536 1.25 / 1.19. In f16, 17 MB, nothing is gained. Of
+/// loops in C, 4 to 32 rows and strips of 512 to 2,048 columns were within 3 %. That shorter rows gain too is a guess.
 const GROUP_BYTES: usize = 128 << 10;
 const GROUP_ROWS: usize = 8;
 
@@ -90,7 +90,10 @@ pub(in crate::cpu) fn forward<T: Element>(shape: RowShape, args: RowNormForward<
         let last = (first + rows).min(shape.rows());
         // SAFETY: a unit touches its own rows only, and no two rows share an element.
         let unit = unsafe { Unit::new(&call, first, last) };
-        dispatch(unit);
+        match call.group {
+            1 => dispatch(unit),
+            _ => dispatch(Groups(unit)),
+        }
     });
 }
 
@@ -130,12 +133,21 @@ impl<T: Element> Kernel for Unit<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let group = self.call.group;
-        if group == 1 {
-            return walk::<S>(&self, self.first..self.last);
-        }
-        for first in (self.first..self.last).step_by(group) {
-            self.group::<S>(first..(first + group).min(self.last));
+        walk::<S>(&self, self.first..self.last);
+    }
+}
+
+/// The same, group by group.
+struct Groups<'a, T>(Unit<'a, T>);
+
+impl<T: Element> Kernel for Groups<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self(unit) = self;
+        for first in (unit.first..unit.last).step_by(unit.call.group) {
+            unit.group::<S>(first..(first + unit.call.group).min(unit.last));
         }
     }
 }
@@ -148,17 +160,25 @@ struct Numbers<const R: usize> {
 }
 
 impl<const R: usize> Numbers<R> {
-    /// Whether [`Scales`] are no worse than exact, which is also so where all results are NaN, or as if there were no deviations.
+    /// Whether [`Scales`] will do for all rows, without a closer look.
     #[inline(always)]
     fn fit(&self) -> bool {
-        let fits = |rstd: f64| FITTING.contains(&rstd) | (rstd == 0.0) | !rstd.is_finite();
-        self.rstd.iter().fold(true, |all, &rstd| all & fits(rstd))
+        self.rstd.iter().fold(true, |all, rstd| all & FITTING.contains(rstd))
     }
 
     /// Those of one row.
     #[inline(always)]
     fn row(&self, r: usize) -> Numbers<1> {
         Numbers { mean: [self.mean[r]], rstd: [self.rstd[r]] }
+    }
+}
+
+impl Numbers<1> {
+    /// Whether they do for this row, also where all its results are NaN, or as if there were no deviations.
+    #[inline(always)]
+    fn will_do(&self) -> bool {
+        let [rstd] = self.rstd;
+        FITTING.contains(&rstd) || rstd == 0.0 || !rstd.is_finite()
     }
 }
 
@@ -209,12 +229,11 @@ impl<T: Element> ByRows for Unit<'_, T> {
             return self.write::<S, R>(x, row, &Scales::new(numbers, self.call.rms));
         }
         // Each row as it would be alone: its bits do not depend on those beside it.
-        for r in 0..R {
-            match numbers.row(r) {
-                of_row if of_row.fit() => {
-                    self.write::<S, 1>([x[r]], row + r, &Scales::new(of_row, self.call.rms));
-                }
-                of_row => self.write_exact(x[r], row + r, of_row),
+        for (r, x) in x.into_iter().enumerate() {
+            let of_row = numbers.row(r);
+            match of_row.will_do() {
+                true => self.write::<S, 1>([x], row + r, &Scales::new(of_row, self.call.rms)),
+                false => self.write_exact(x, row + r, of_row),
             }
         }
     }
@@ -261,7 +280,7 @@ impl<T: Element> Unit<'_, T> {
             y.prefetch_ends::<S>(stream);
             let x = self.source::<1>(row);
             let numbers = self.numbers::<S, 1>(x, row);
-            match numbers.fit() {
+            match numbers.will_do() {
                 true => *scales = Some(Scales::new(numbers, self.call.rms)),
                 false => self.write_exact(x[0], row, numbers),
             }
