@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    /// Adds the same to two units at once, of three vectors.
+    /// The same with blocks of three vectors, each at once.
     struct WholeBlocks<'a>([UnitSums<'a>; 2]);
 
     impl Kernel for WholeBlocks<'_> {
