@@ -181,21 +181,33 @@ impl Kernel for AddUp<'_> {
 mod tests {
     use super::*;
 
+    const VECTORS: usize = 3;
+
     /// Adds two blocks to each of two units.
-    struct Blocks<'a>([UnitSums<'a>; 2]);
+    struct Blocks<'a> {
+        units: [UnitSums<'a>; 2],
+        /// Each of so many vectors at once, in place of column by column.
+        at_once: bool,
+    }
 
     impl Kernel for Blocks<'_> {
         type Output = ();
 
         #[inline(always)]
         fn run<S: Simd>(self) {
-            for mut sums in self.0 {
+            for mut sums in self.units {
                 for term in [16_777_216.0, 1.0] {
+                    let of_column = |column: usize| term * (column + 1) as f32;
+                    if self.at_once {
+                        let vector = |k: usize| core::array::from_fn(|i| of_column(k * LANES + i));
+                        sums.add_block::<S, VECTORS>(core::array::from_fn(|k| Lanes::from_array(vector(k))));
+                        continue;
+                    }
                     let block = sums.block();
                     for column in 0..block.len() {
                         let before = block.source().one(column);
                         assert_eq!(before, 0.0, "left in a block");
-                        block.set(column, before + term * (column + 1) as f32);
+                        block.set(column, before + of_column(column));
                     }
                     sums.end_block::<S>();
                 }
@@ -204,45 +216,16 @@ mod tests {
         }
     }
 
-    /// The same with blocks of three vectors, each at once.
-    struct WholeBlocks<'a>([UnitSums<'a>; 2]);
-
-    impl Kernel for WholeBlocks<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn run<S: Simd>(self) {
-            for mut sums in self.0 {
-                for term in [16_777_216.0, 1.0] {
-                    let columns = |k: usize| core::array::from_fn(|i| term * (k * LANES + i + 1) as f32);
-                    sums.add_block([0, 1, 2].map(|k| Lanes::<S>::from_array(columns(k))));
-                }
-                sums.end();
-            }
-        }
-    }
-
-    #[test]
-    fn whole_blocks_are_added_up_in_f64() {
-        let width = 3 * LANES;
-        let mut totals = Totals::new(2, width, true);
-        let parts = totals.parts();
-        // SAFETY: two units.
-        dispatch(WholeBlocks(unsafe { [parts.of(0), parts.of(1)] }));
-        let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
-        assert_eq!(totals.add_up(1..2, 0), of_unit);
-        assert_eq!(totals.add_up(0..2, 0), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
-    }
-
     #[test]
     fn blocks_of_a_unit_are_added_up_in_f64() {
-        let width = 21;
-        let mut totals = Totals::new(2, width, true);
-        let parts = totals.parts();
-        // SAFETY: two units.
-        dispatch(Blocks(unsafe { [parts.of(0), parts.of(1)] }));
-        let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
-        assert_eq!(totals.add_up(1..2, 0), of_unit);
-        assert_eq!(totals.add_up(0..2, 0), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
+        for (width, at_once) in [(21, false), (VECTORS * LANES, true)] {
+            let mut totals = Totals::new(2, width, true);
+            let parts = totals.parts();
+            // SAFETY: two units.
+            dispatch(Blocks { units: unsafe { [parts.of(0), parts.of(1)] }, at_once });
+            let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
+            assert_eq!(totals.add_up(1..2, 0), of_unit);
+            assert_eq!(totals.add_up(0..2, 0), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());
+        }
     }
 }
