@@ -6,8 +6,8 @@ use super::{
     simd::{Level, at_each_level},
 };
 use crate::{
-    Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, Element, GroupNorm, LayerNorm, LayerNormForward,
-    RmsNorm, Tensor, View, ViewMut,
+    Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormEval, Element, GroupNorm, LayerNorm,
+    LayerNormForward, RmsNorm, Tensor, View, ViewMut,
 };
 
 /// Numbers between -1 and 2.
@@ -87,7 +87,7 @@ fn results<T: Element>() -> Vec<Vec<f32>> {
     results.rows_beside_a_tiny_one::<T>(&[10, 1104]);
     results.channel_norms::<T>(&[6, 22, 35], false, 2);
     results.channel_norms::<T>(&[6, 22, 35], true, 5);
-    for channels in [8, 16, 64, 100, 256] {
+    for channels in [8, 16, 64, 100, 128, 256, 340] {
         results.channel_norms::<T>(&[3, 71, channels], true, 4);
     }
     results.channel_norms::<T>(&[5, 3, 5001], false, 3);
@@ -141,7 +141,7 @@ fn past_the_caches_go_the_same_bits() {
 }
 
 /// Outputs that begin so many elements behind the start of a vector.
-fn results_at<T: Element>(offset: usize) -> [Vec<f32>; 2] {
+fn results_at<T: Element>(offset: usize) -> Vec<Vec<f32>> {
     let numbers = |len: usize, seed| self::numbers::<T>(len, seed);
     let widened = |values: &[T]| values[offset..].iter().map(|v| v.to_f32()).collect();
     let (rows, cols) = (19, 1103);
@@ -157,29 +157,43 @@ fn results_at<T: Element>(offset: usize) -> [Vec<f32>; 2] {
     };
     LayerNorm::new(cols).forward_into(&Cpu, args).unwrap();
 
-    let (positions, channels) = (71, 288);
-    let dims = [1, positions, channels];
-    let mut dx = vec![T::default(); positions * channels + offset];
-    let (x, dy) = (numbers(positions * channels, 3), numbers(positions * channels, 4));
-    let (mean, rstd) = (vec![0.5; channels], vec![1.25; channels]);
-    let norm = BatchNorm::new(channels);
-    let seen = View::new(&x[..], &dims).unwrap().channels_last();
-    let mut workspace = norm.workspace_for(&Cpu, seen).unwrap();
-    let args = BatchNormBackwardTrain {
-        x: View::new(&x[..], &dims).unwrap().channels_last(),
-        residual: None,
-        dy: View::new(&dy[..], &dims).unwrap().channels_last(),
-        affine: Affine::F32 { weight: Some(&weight[..channels]), bias: None },
-        mean: &mean[..],
-        rstd: &rstd[..],
-        dx: Some(ViewMut::new(&mut dx[offset..], &dims).unwrap().channels_last()),
-        dresidual: None,
-        grads: AffineGrad::None,
-        accumulate: false,
-        workspace: &mut workspace,
-    };
-    norm.backward_train_into(&Cpu, args).unwrap();
-    [widened(&y), widened(&dx)]
+    let mut results = vec![widened(&y)];
+    for channels in [64, 128, 288] {
+        let positions = 71;
+        let dims = [1, positions, channels];
+        let len = positions * channels;
+        let (mut y, mut dx) = (vec![T::default(); len + offset], vec![T::default(); len + offset]);
+        let (x, dy) = (numbers(len, 3), numbers(len, 4));
+        let (mean, rstd) = (vec![0.5; channels], vec![1.25; channels]);
+        let affine = || Affine::F32 { weight: Some(&weight[..channels]), bias: None };
+        let seen = |v| View::new(v, &dims).unwrap().channels_last();
+        let norm = BatchNorm::new(channels);
+        let args = BatchNormEval {
+            x: seen(&x[..]),
+            residual: None,
+            y: ViewMut::new(&mut y[offset..], &dims).unwrap().channels_last(),
+            affine: affine(),
+            running_mean: &mean[..],
+            running_var: &rstd[..],
+        };
+        norm.forward_eval_into(&Cpu, args).unwrap();
+        let args = BatchNormBackwardTrain {
+            x: seen(&x[..]),
+            residual: None,
+            dy: seen(&dy[..]),
+            affine: affine(),
+            mean: &mean[..],
+            rstd: &rstd[..],
+            dx: Some(ViewMut::new(&mut dx[offset..], &dims).unwrap().channels_last()),
+            dresidual: None,
+            grads: AffineGrad::None,
+            accumulate: false,
+            workspace: &mut norm.workspace_for(&Cpu, seen(&x[..])).unwrap(),
+        };
+        norm.backward_train_into(&Cpu, args).unwrap();
+        results.extend([widened(&y), widened(&dx)]);
+    }
+    results
 }
 
 #[test]

@@ -118,21 +118,25 @@ impl UnitSums<'_> {
         });
     }
 
-    /// In place of both: the sums of a block, of as many columns as there are.
+    /// In place of both: the sums of a block in two rows, of as many columns as there are.
     #[inline(always)]
-    pub(super) fn add_block<S: Simd, const N: usize>(&mut self, block: [Lanes<S>; N]) {
+    pub(super) fn add_block<S: Simd, const N: usize>(&mut self, block: [[Lanes<S>; N]; 2]) {
         let Some(Folded { total, .. }) = &mut self.folded else {
-            assert_eq!(self.to.len(), N * LANES);
-            for (k, sums) in block.into_iter().enumerate() {
-                self.to.store(Span::new(k * LANES, LANES, N * LANES), sums, false);
+            assert_eq!(self.to.len(), 2 * N * LANES);
+            for (row, block) in block.iter().enumerate() {
+                for (k, &sums) in block.iter().enumerate() {
+                    self.to.store(Span::new((row * N + k) * LANES, LANES, 2 * N * LANES), sums, false);
+                }
             }
             return;
         };
-        assert_eq!(total.len(), N * LANES);
-        for (total, sums) in total.chunks_exact_mut(LANES).zip(block) {
-            let sums = sums.to_array();
-            for i in 0..LANES {
-                total[i] += f64::from(sums[i]);
+        assert_eq!(total.len(), 2 * N * LANES);
+        for (row, block) in block.iter().enumerate() {
+            for (k, sums) in block.iter().enumerate() {
+                let (total, sums) = (&mut total[(row * N + k) * LANES..][..LANES], sums.to_array());
+                for i in 0..LANES {
+                    total[i] += f64::from(sums[i]);
+                }
             }
         }
     }
@@ -200,7 +204,9 @@ mod tests {
                     let of_column = |column: usize| term * (column + 1) as f32;
                     if self.at_once {
                         let vector = |k: usize| core::array::from_fn(|i| of_column(k * LANES + i));
-                        sums.add_block::<S, VECTORS>(core::array::from_fn(|k| Lanes::from_array(vector(k))));
+                        let row =
+                            |r: usize| core::array::from_fn(|k| Lanes::from_array(vector(r * VECTORS + k)));
+                        sums.add_block::<S, VECTORS>([row(0), row(1)]);
                         continue;
                     }
                     let block = sums.block();
@@ -218,7 +224,7 @@ mod tests {
 
     #[test]
     fn blocks_of_a_unit_are_added_up_in_f64() {
-        for (width, at_once) in [(21, false), (VECTORS * LANES, true)] {
+        for (width, at_once) in [(21, false), (2 * VECTORS * LANES, true)] {
             let mut totals = Totals::new(2, width, true);
             let parts = totals.parts();
             // SAFETY: two units.

@@ -211,9 +211,15 @@ impl<S: Simd, T: Element> Pass<S> for Shifted<'_, T> {
     fn constant(self, columns: Span) -> Lanes<S> {
         self.shifts.load(columns)
     }
+    #[inline(always)]
+    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+        run.from(self.x).prefetch_second_run::<S>(ahead, len);
+    }
 }
 
 impl<S: Simd, T: Element> Summed<S> for Shifted<'_, T> {
+    const TWO_STRIPS: bool = true;
+
     #[inline(always)]
     fn prefetch_pages(self, rows: Run) {
         rows.from(self.x).prefetch_pages::<S>();
@@ -347,11 +353,20 @@ impl<S: Simd, T: Element> Pass<S> for Scaled<'_, T> {
     fn constant(self, columns: Span) -> [Lanes<S>; 3] {
         [self.high.load(columns), self.factor.load(columns), self.term.load(columns)]
     }
+    #[inline(always)]
+    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+        run.from(self.x).prefetch_second_run::<S>(ahead, len);
+    }
 }
 
 impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     type Loaded = Lanes<S>;
+    const TWO_STRIPS: bool = true;
 
+    #[inline(always)]
+    fn streams(self) -> bool {
+        self.past
+    }
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         block.of(self.y).before_line::<S>(self.past)
@@ -385,11 +400,20 @@ impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
     fn constant(self, columns: Span) -> [Lanes<S>; 3] {
         self.scaled.constant(columns)
     }
+    #[inline(always)]
+    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+        Pass::<S>::prefetch(self.scaled, run, ahead, len);
+    }
 }
 
 impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
     type Loaded = Lanes<S>;
+    const TWO_STRIPS: bool = false;
 
+    #[inline(always)]
+    fn streams(self) -> bool {
+        self.scaled.past
+    }
     #[inline(always)]
     fn head(self, block: Run) -> usize {
         Written::<S>::head(self.scaled, block)

@@ -4,7 +4,7 @@ mod strips;
 
 use core::{iter::repeat_n, ops::Range};
 
-use self::strips::STRIP;
+use self::strips::positions_of_strip;
 use super::super::{
     memory::{Run, Source, Span, Target, for_spans},
     parallel,
@@ -50,10 +50,7 @@ pub(super) struct Grid {
 impl Grid {
     pub(super) fn new(shape: ChannelShape) -> Self {
         let columns = shape.channels() * shape.inner();
-        let positions = match STRIP.is_multiple_of(columns) {
-            true => STRIP / columns,
-            false => WIDTH.div_ceil(columns),
-        };
+        let positions = positions_of_strip(columns).unwrap_or(WIDTH.div_ceil(columns));
         // Rows of whole lines, for elements of 2 bytes too, where these are not many times as long.
         let whole = positions.next_multiple_of(LINE >> columns.trailing_zeros().min(LINE.trailing_zeros()));
         let positions = if whole * columns <= 8 * WIDTH { whole } else { positions };
@@ -185,13 +182,18 @@ pub(super) trait Pass<S: Simd>: Copy {
     const TENSORS: usize;
 
     fn constant(self, columns: Span) -> Self::Constant;
+    /// Has the cache of the second level fetch `len` elements of the tensors, `ahead` of the start of a run.
+    fn prefetch(self, run: Run, ahead: usize, len: usize);
 }
 
 /// A pass that adds up, for each column, a value and a product.
 pub(super) trait Summed<S: Simd>: Pass<S> {
+    /// Whether there are registers for the constants and sums of two strips.
+    const TWO_STRIPS: bool;
+
     /// The value and both factors.
     fn terms(self, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
-    /// Before a block of strips is added up: has the cache fetch some of what follows.
+    /// Before a block of short rows is added up: has the cache fetch some of what follows.
     #[inline(always)]
     fn prefetch_pages(self, _: Run) {}
 }
@@ -200,12 +202,11 @@ pub(super) trait Summed<S: Simd>: Pass<S> {
 pub(super) trait Written<S: Simd>: Pass<S> {
     /// What is written with: loaded early, as [`for_spans`] says.
     type Loaded: Copy;
+    /// Whether there are registers for the constants of two strips.
+    const TWO_STRIPS: bool;
 
-    /// Whether it writes past the caches what may be read from one.
-    #[inline(always)]
-    fn streams_from_cache(self) -> bool {
-        false
-    }
+    /// Whether it writes past the caches.
+    fn streams(self) -> bool;
     /// Elements of a block before the first line that can be streamed.
     fn head(self, block: Run) -> usize;
     fn load(self, span: Span) -> Self::Loaded;
@@ -244,8 +245,8 @@ impl Grid {
             // SAFETY: each unit has its own, and is in one of the summands.
             let mut sums = unsafe { parts.of(first + unit) };
             let blocks = unit * per_unit..((unit + 1) * per_unit).min(self.blocks);
-            if self.has_strips::<S>() {
-                self.sum_strips(pass, self.run_of(segment, blocks), &mut sums);
+            if self.has_short_rows::<S>(P::TWO_STRIPS) {
+                self.sum_short_rows(pass, self.run_of(segment, blocks), &mut sums);
                 sums.end();
                 continue;
             }
@@ -261,28 +262,36 @@ impl Grid {
     /// Adds up the rows of a block; `sums` are zeros before.
     #[inline(always)]
     fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: Run, pass: P, sums: Target<'_, f32>, far: bool) {
-        let (width, by_several) = (self.width, self.by_several::<S, T, P>(far, false));
-        let mut start = 0;
-        while by_several && start + ROWS * width <= block.len() {
-            self.sum_rows::<S, P, ROWS>(pass, rows(block, start, width, width), sums);
-            start += ROWS * width;
+        let width = self.width;
+        let column = self.sum_strips::<S, T, P>(pass, block, sums, far);
+        let by_several = self.by_several::<S, T, P>(far, false);
+        let (mut start, whole) = (0, block.len() / width * width);
+        while column < width && start < whole {
+            let rest = width - column;
+            if by_several && start + ROWS * width <= whole {
+                self.sum_rows::<S, P, ROWS>(pass, column, rows(block, start + column, width, rest), sums);
+                start += ROWS * width;
+            } else {
+                self.sum_rows::<S, P, 1>(pass, column, [block.run(start + column, rest)], sums);
+                start += width;
+            }
         }
-        while start < block.len() {
-            self.sum_rows::<S, P, 1>(pass, [block.run(start, width.min(block.len() - start))], sums);
-            start += width;
-        }
+        // The last one may be shorter.
+        self.sum_rows::<S, P, 1>(pass, 0, [block.run(whole, block.len() - whole)], sums);
     }
 
+    /// Adds up rows from a column on.
     #[inline(always)]
     fn sum_rows<S: Simd, P: Summed<S>, const R: usize>(
         &self,
         pass: P,
+        column: usize,
         rows: [Run; R],
         sums: Target<'_, f32>,
     ) {
         let len = rows[0].len();
-        let (values, products) = (sums.run(0, len), sums.run(self.width, len));
-        let columns = self.columns(0, len);
+        let (values, products) = (sums.run(column, len), sums.run(self.width + column, len));
+        let columns = self.columns(column, len);
         for_spans!(len, 0, |span| {
             let constant = pass.constant(columns.span(span));
             let mut value = values.source().load::<S>(span);
@@ -314,15 +323,12 @@ impl Grid {
         self.write_rows::<S, P, 1>(pass, 0, [block.run(0, head)]);
         let mut start = head;
         let whole = (block.len() - head) / width * width;
-        if self.has_strips::<S>() && whole > 0 {
-            self.write_strip(pass, head, block.run(head, whole));
+        if self.has_short_rows::<S>(P::TWO_STRIPS) {
+            self.write_short_rows(pass, head, block.run(head, whole));
             start += whole;
-        } else if self.writes_strips::<S, P>(pass, far) {
-            while start < head + whole {
-                let len = (head + whole - start).min(BLOCK_ROWS * width);
-                self.write_strips(pass, head, block.run(start, len));
-                start += len;
-            }
+        } else if self.writes_strips::<S, T, P>(pass) {
+            self.write_strips(pass, head, block.run(head, whole), far);
+            start += whole;
         }
         while by_several && start + ROWS * width <= block.len() {
             self.write_rows::<S, P, ROWS>(pass, head, rows(block, start, width, width));

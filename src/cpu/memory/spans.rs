@@ -68,12 +68,13 @@ impl Run {
         Self { start: self.start + start, len, of: self.of }
     }
 
-    /// As many parts of `len` elements as it has, one after another. They need no check, which is for each as much work as for a
-    /// vector or two.
+    /// As many parts of `len` elements as it has, their starts `step` apart. They need no check, which is for each as much work
+    /// as for a vector or two.
     #[inline(always)]
-    pub(in crate::cpu) fn parts(self, len: usize) -> impl Iterator<Item = Self> {
-        let starts = (self.start..self.start + self.len / len * len).step_by(len);
-        starts.map(move |start| Self { start, len, of: self.of })
+    pub(in crate::cpu) fn parts(self, len: usize, step: usize) -> impl Iterator<Item = Self> {
+        assert!(step > 0);
+        let starts = self.start..self.start + (self.len + 1).saturating_sub(len);
+        starts.step_by(step).map(move |start| Self { start, len, of: self.of })
     }
 
     /// Its elements of a tensor.

@@ -166,9 +166,16 @@ impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
             slope: slope.load(columns),
         }
     }
+    #[inline(always)]
+    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+        run.from(self.tensors.x).prefetch_second_run::<S>(ahead, len);
+        run.from(self.tensors.dy).prefetch_second_run::<S>(ahead, len);
+    }
 }
 
 impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN> {
+    const TWO_STRIPS: bool = PLAIN;
+
     #[inline(always)]
     fn terms(self, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
         let (d, x_hat) = self.tensors.gradient::<S, PLAIN>(constants, self.tensors.load(span), span);
@@ -178,9 +185,10 @@ impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN>
 
 impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN> {
     type Loaded = [Lanes<S>; 2];
+    const TWO_STRIPS: bool = PLAIN;
 
     #[inline(always)]
-    fn streams_from_cache(self) -> bool {
+    fn streams(self) -> bool {
         self.tensors.past
     }
     #[inline(always)]
