@@ -266,18 +266,18 @@ impl Grid {
         let column = self.sum_strips::<S, T, P>(pass, block, sums, far);
         let by_several = self.by_several::<S, T, P>(far, false);
         let (mut start, whole) = (0, block.len() / width * width);
-        while column < width && start < whole {
-            let rest = width - column;
-            if by_several && start + ROWS * width <= whole {
-                self.sum_rows::<S, P, ROWS>(pass, column, rows(block, start + column, width, rest), sums);
-                start += ROWS * width;
-            } else {
-                self.sum_rows::<S, P, 1>(pass, column, [block.run(start + column, rest)], sums);
-                start += width;
-            }
+        let rest = width - column;
+        while by_several && rest > 0 && start + ROWS * width <= whole {
+            self.sum_rows::<S, P, ROWS>(pass, column, rows(block, start + column, width, rest), sums);
+            start += ROWS * width;
         }
-        // The last one may be shorter.
-        self.sum_rows::<S, P, 1>(pass, 0, [block.run(whole, block.len() - whole)], sums);
+        while rest > 0 && start < whole {
+            self.sum_rows::<S, P, 1>(pass, column, [block.run(start + column, rest)], sums);
+            start += width;
+        }
+        if whole < block.len() {
+            self.sum_rows::<S, P, 1>(pass, 0, [block.run(whole, block.len() - whole)], sums);
+        }
     }
 
     /// Adds up rows from a column on.
