@@ -21,7 +21,7 @@ fn by_columns(shape: ChannelShape) -> bool {
 
 /// Reciprocal standard deviations of variances that are given.
 fn reciprocal_std(statistics: &FixedStatistics<'_, Cpu>, eps: f32) -> Vec<f64> {
-    let mut rstd: Vec<f64> = statistics.var.iter().map(|&var| f64::from(var)).collect();
-    numbers::variances_to_rstd(&mut rstd, eps);
+    let mut rstd = vec![0.0; statistics.var.len()];
+    numbers::reciprocal_stds(statistics.var, eps, &mut rstd);
     rstd
 }

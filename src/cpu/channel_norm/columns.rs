@@ -4,7 +4,7 @@ use core::ops::Range;
 use std::borrow::Cow;
 
 use super::{
-    forward::{Call, normalize_by},
+    forward::{Call, Computed, normalize_by},
     grid::{Grid, Pass, Summands, Summed, Table, Written, by_segments},
     numbers::{self, of_slabs},
     runs::Finish,
@@ -25,63 +25,64 @@ use crate::{
 const SAMPLES: usize = 16;
 
 /// Normalizes with statistics of the tensor itself, and gives them.
-pub(super) fn train<T: Element>(call: &Call<'_, T>, moments: &mut [Moments], rstd: &mut [f64]) {
+pub(super) fn train<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
     if !by_segments(call.shape, call.bytes) {
-        return train_at_once(call, moments, rstd);
+        return train_at_once(call, out);
     }
     let segments = call.shape.segments();
-    let statistics = moments.len() / segments;
-    let (moments, rstd) = (Shared::new(moments), Shared::new(rstd));
+    let statistics = out.mean.len() / segments;
+    let out = [&mut *out.mean, &mut *out.var, &mut *out.rstd].map(Shared::new);
     parallel::for_each(segments, call.bytes, |segment| {
-        // SAFETY: each segment has statistics of its own.
-        let (moments, rstd) = unsafe {
-            (
-                moments.target().slice(segment * statistics, statistics),
-                rstd.target().slice(segment * statistics, statistics),
-            )
-        };
-        train_at_once(&call.segment(segment), moments, rstd);
+        let [mean, var, rstd] = out.map(|values| {
+            // SAFETY: each segment has statistics of its own.
+            unsafe { values.target().slice(segment * statistics, statistics) }
+        });
+        train_at_once(&call.segment(segment), &mut Computed { mean, var, rstd });
     });
 }
 
-fn train_at_once<T: Element>(call: &Call<'_, T>, moments: &mut [Moments], rstd: &mut [f64]) {
-    self::moments(call, moments);
-    normalize_by(call, moments, rstd);
+fn train_at_once<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
+    moments(call, [&mut *out.mean, &mut *out.var]);
+    normalize_by(call, out);
 }
 
-/// Moments of each statistic.
-fn moments<T: Element>(call: &Call<'_, T>, moments: &mut [Moments]) {
+/// Means and variances of each statistic.
+fn moments<T: Element>(call: &Call<'_, T>, [mean, var]: [&mut [f64]; 2]) {
     let (shape, grid) = (call.shape, Grid::new(call.shape));
     // SAFETY: nobody writes it here.
     let x = call.source(unsafe { call.y.target() });
     let shifts = first_shifts(call, x);
     if shape.group() == 1 {
-        return moments_of(call, grid, x, &shifts, moments);
+        return moments_of(call, grid, x, &shifts, [mean, var]);
     }
-    let mut of_slabs = vec![Moments::default(); shape.slabs()];
-    moments_of(call, grid, x, &shifts, &mut of_slabs);
-    for (out, group) in moments.iter_mut().zip(of_slabs.chunks(shape.group())) {
-        *out = merged(group);
+    let mut of_slabs = vec![0.0; 2 * shape.slabs()];
+    let (means, vars) = of_slabs.split_at_mut(shape.slabs());
+    moments_of(call, grid, x, &shifts, [means, vars]);
+    let groups = means.chunks(shape.group()).zip(vars.chunks(shape.group()));
+    for ((mean, var), (means, vars)) in mean.iter_mut().zip(var).zip(groups) {
+        let parts = means.iter().zip(vars).map(|(&mean, &var)| Moments { mean, var });
+        Moments { mean: *mean, var: *var } = merged(parts);
     }
 }
 
-/// Moments of each slab.
+/// Means and variances of each slab.
 fn moments_of<T: Element>(
     call: &Call<'_, T>,
     grid: Grid,
     x: Source<'_, T>,
     shifts: &[f32],
-    moments: &mut [Moments],
+    [mean, var]: [&mut [f64]; 2],
 ) {
     let (channels, n) = (call.shape.channels(), call.shape.per_slab() as f64);
     // Slabs without moments, and shifts near their means.
     let mut without = Vec::new();
     let mut again = Cow::Borrowed(shifts);
-    for (segment, totals) in sums(call, grid, shifts).iter().enumerate() {
+    for (segment, totals) in sums(call, grid, shifts).chunks(2 * channels).enumerate() {
         let first = segment * channels;
         let (values, squares) = totals.split_at(channels);
-        let (shifts, moments) = (&shifts[first..][..channels], &mut moments[first..][..channels]);
-        for channel in numbers::moments([values, squares], shifts, n, call.eps, moments) {
+        let (shifts, of_segment) = (&shifts[first..][..channels], first..first + channels);
+        let out = [&mut mean[of_segment.clone()], &mut var[of_segment]];
+        for channel in numbers::moments([values, squares], shifts, n, call.eps, out) {
             without.push(first + channel);
             again.to_mut()[first + channel] = (f64::from(shifts[channel]) + values[channel] / n) as f32;
         }
@@ -91,17 +92,17 @@ fn moments_of<T: Element>(
     }
     let totals = sums(call, grid, &again);
     for slab in without {
-        let (values, squares) = totals[slab / channels].split_at(channels);
+        let (values, squares) = totals[slab / channels * 2 * channels..][..2 * channels].split_at(channels);
         let sums = Sums { sum: values[slab % channels], squares: squares[slab % channels] };
         let of_slab = Moments::of(sums, again[slab], n, call.eps);
-        moments[slab] = of_slab.unwrap_or_else(|| exact(call, x, slab));
+        Moments { mean: mean[slab], var: var[slab] } = of_slab.unwrap_or_else(|| exact(call, x, slab));
     }
 }
 
 /// Moments of as many elements each as those of all.
-fn merged(parts: &[Moments]) -> Moments {
+fn merged(parts: impl Iterator<Item = Moments>) -> Moments {
     let mut all = Moments::default();
-    for (i, part) in parts.iter().enumerate() {
+    for (i, part) in parts.enumerate() {
         let (before, share) = (i as f64, 1.0 / (i + 1) as f64);
         let delta = part.mean - all.mean;
         all.mean = if i == 0 { part.mean } else { all.mean + delta * share };
@@ -144,15 +145,13 @@ impl<T: Element> Kernel for FirstShifts<'_, T> {
         let shifts = unsafe { shifts.target() };
         let (outer, columns) = (shape.outer(), shifts.len());
         let samples = outer.min(SAMPLES);
-        let mut rows = [Run::new(segment * outer * columns, columns, shape.len()); SAMPLES];
-        for (sample, row) in rows.iter_mut().enumerate().take(samples).skip(1) {
-            *row = Run::new((segment * outer + sample * outer / samples) * columns, columns, shape.len());
-        }
+        let segment = Run::new(segment * outer * columns, outer * columns, shape.len());
+        let rows = segment.parts(columns, outer / samples * columns).take(samples);
         let share = Lanes::<S>::splat((samples as f32).recip());
         for_spans!(columns, 0, |span| {
-            let first = x.load::<S>(rows[0].span(span));
+            let first = x.load::<S>(segment.run(0, columns).span(span));
             let mut sum = Lanes::splat(0.0);
-            for row in &rows[1..samples] {
+            for row in rows.clone().skip(1) {
                 sum = sum + (x.load(row.span(span)) - first);
             }
             let near = sum.mul_add(share, first);
@@ -167,13 +166,15 @@ impl<T: Element> Kernel for FirstShifts<'_, T> {
 }
 
 /// Sums of the differences from a shift, then of their squares, for each channel of each segment.
-fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<Vec<f64>> {
-    let tables: Vec<Table> =
-        shifts.chunks(call.shape.channels()).map(|shifts| grid.table([shifts])).collect();
+fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<f64> {
+    let mut table = Table::with_capacity(&grid, call.shape.segments());
+    for shifts in shifts.chunks(call.shape.channels()) {
+        grid.add_to(&mut table, |[row]| row.copy_from_slice(shifts));
+    }
     grid.totals(call.bytes, |segment, summands| {
         // SAFETY: nobody writes `y` here.
         let y = unsafe { call.y.target() };
-        let [shifts] = tables[segment].rows();
+        let [shifts] = table.rows(segment);
         let shifted = Shifted { x: call.source(y), shifts };
         dispatch(BlockSums { grid, summands, shifted, far: call.far });
     })
@@ -251,21 +252,20 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
     let (channels, of_segment) = (shape.channels(), shape.statistics() / shape.segments());
     // Of slabs without a scale, and before `y` is written, which `x` may be in.
     let mut exact = Vec::new();
-    let mut tables = Vec::with_capacity(shape.segments());
+    let mut table = Table::with_capacity(&grid, 3 * shape.segments());
     for (segment, (mean, rstd)) in mean.chunks(of_segment).zip(rstd.chunks(of_segment)).enumerate() {
         let (mean, rstd) = (of_slabs(mean, shape.group()), of_slabs(rstd, shape.group()));
-        let (scales, without) = numbers::scales(&mean, &rstd, &call.params.weight, &call.params.bias);
+        let params = &call.params;
+        let without =
+            grid.add_to(&mut table, |rows| numbers::scales(&mean, &rstd, &params.weight, &params.bias, rows));
         exact.extend(without.into_iter().map(|channel| {
             let slab = call.slab(channel, mean[channel], rstd[channel]);
             let index = segment * channels + channel;
             (index, normalized_exactly(call, &slab, index))
         }));
-        let (high, others) = scales.split_at(channels);
-        let (factor, term) = others.split_at(channels);
-        tables.push(grid.table([high, factor, term]));
     }
     grid.for_blocks::<T>(1, true, call.bytes, |segment, blocks| {
-        let [high, factor, term] = tables[segment].rows();
+        let [high, factor, term] = table.rows(segment);
         // SAFETY: blocks have rows of their own.
         let y = unsafe { call.y.target() };
         let scaled = Scaled { x: call.source(y), y, high, factor, term, past: call.finish.past };

@@ -11,7 +11,7 @@ use crate::{
     cpu::{
         Cpu,
         memory::{Shared, Source, Target},
-        moments::{Moments, Sums},
+        moments::Sums,
         parallel::{self, Way},
         params::Params,
         simd::{Kernel, Simd, dispatch},
@@ -94,51 +94,64 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
             normalize(&call, &mean, &reciprocal_std(&statistics, eps));
         }
         ForwardSource::Batch { mean, rstd, running, averaged, workspace: _ } => {
-            let (moments, rstds) = train(&call);
-            if let Some(out) = mean {
-                out.iter_mut().zip(&moments).for_each(|(out, moments)| *out = moments.mean as f32);
-            }
-            if let Some(out) = rstd {
-                out.iter_mut().zip(&rstds).for_each(|(out, &rstd)| *out = rstd as f32);
+            let mut values = vec![0.0; 3 * shape.statistics()];
+            let mut computed = Computed::new(&mut values);
+            train(&call, &mut computed);
+            for (out, values) in [(mean, &*computed.mean), (rstd, &*computed.rstd)] {
+                let Some(out) = out else { continue };
+                out.iter_mut().zip(values).for_each(|(out, &v)| *out = v as f32);
             }
             if let Some(running) = running {
-                move_running(running, &moments, shape.per_statistic() as f64, averaged);
+                move_running(running, &computed, shape.per_statistic() as f64, averaged);
             }
         }
     }
 }
 
-/// Normalizes with statistics of the tensor itself, and gives them, and the reciprocal standard deviations.
-fn train<T: Element>(call: &Call<'_, T>) -> (Vec<Moments>, Vec<f64>) {
+/// Means, biased variances and reciprocal standard deviations of statistics.
+pub(super) struct Computed<'a> {
+    pub(super) mean: &'a mut [f64],
+    pub(super) var: &'a mut [f64],
+    pub(super) rstd: &'a mut [f64],
+}
+
+impl<'a> Computed<'a> {
+    /// In one piece of memory.
+    fn new(values: &'a mut [f64]) -> Self {
+        let (mean, others) = values.split_at_mut(values.len() / 3);
+        let (var, rstd) = others.split_at_mut(mean.len());
+        Self { mean, var, rstd }
+    }
+}
+
+/// Normalizes with statistics of the tensor itself, and gives them.
+fn train<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
     let geometry = Geometry::new(call.shape);
     let statistics = call.shape.statistics();
-    let mut moments = vec![Moments::default(); statistics];
-    let mut rstd = vec![0.0; statistics];
     let threads = parallel::threads(call.bytes);
     // With several channels in several runs, one channel after another would not be the order of memory.
     let one_by_one = call.shape.group() == 1 || call.shape.outer() == 1;
     if by_columns(call.shape) {
-        columns::train(call, &mut moments, &mut rstd);
+        columns::train(call, out);
     } else if one_by_one && (threads == 1 || statistics >= 2 * threads) {
-        fused(call, geometry, &mut moments, &mut rstd);
+        fused(call, geometry, out);
     } else {
-        moments_in_parts(call, geometry, &mut moments);
-        normalize_by(call, &moments, &mut rstd);
+        moments_in_parts(call, geometry, out);
+        normalize_by(call, out);
     }
-    (moments, rstd)
 }
 
 /// Each statistic at a time, so that its elements are read again while they are in a cache.
-fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments: &mut [Moments], rstd: &mut [f64]) {
+fn fused<T: Element>(call: &Call<'_, T>, geometry: Geometry, out: &mut Computed<'_>) {
     let per_unit = UNIT.div_ceil(call.shape.per_statistic());
-    let statistics = moments.len();
-    let (out, rstd) = (Shared::new(moments), Shared::new(rstd));
+    let statistics = out.mean.len();
+    let out = [&mut *out.mean, &mut *out.var, &mut *out.rstd].map(Shared::new);
     parallel::for_each(statistics.div_ceil(per_unit), call.bytes, |unit| {
         let first = unit * per_unit;
         let last = (first + per_unit).min(statistics);
         // SAFETY: a unit touches its own statistics and their elements only, which no other statistic shares.
-        let (y, moments, rstd) = unsafe { (call.y.target(), out.target(), rstd.target()) };
-        dispatch(Fused { call, geometry, first, last, y, moments, rstd });
+        let (y, out) = unsafe { (call.y.target(), out.map(|v| v.target())) };
+        dispatch(Fused { call, geometry, first, last, y, out });
     });
 }
 
@@ -149,8 +162,8 @@ struct Fused<'a, T> {
     first: usize,
     last: usize,
     y: Target<'a, T>,
-    moments: Target<'a, Moments>,
-    rstd: Target<'a, f64>,
+    /// Means, variances and reciprocal standard deviations.
+    out: [Target<'a, f64>; 3],
 }
 
 impl<T: Element> Kernel for Fused<'_, T> {
@@ -163,9 +176,10 @@ impl<T: Element> Kernel for Fused<'_, T> {
         let x = call.source(y);
         for statistic in self.first..self.last {
             let moments = runs::moments::<S, T>(&geometry, x, statistic, call.eps);
-            self.moments.set(statistic, moments);
             let rstd = numbers::reciprocal_std(moments.var, f64::from(call.eps));
-            self.rstd.set(statistic, rstd);
+            for (out, v) in self.out.into_iter().zip([moments.mean, moments.var, rstd]) {
+                out.set(statistic, v);
+            }
             for neighbor in 0..group {
                 let slab = call.slab(statistic * group + neighbor, moments.mean, rstd);
                 let scale = slab.scale();
@@ -185,33 +199,33 @@ impl<T: Element> Kernel for Fused<'_, T> {
 }
 
 /// Where there are too few statistics for the threads.
-fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, moments: &mut [Moments]) {
+fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, out: &mut Computed<'_>) {
+    let statistics = call.shape.statistics();
     let parts = geometry.parts();
     // SAFETY: nobody writes it here.
     let x = || call.source(unsafe { call.y.target() });
     let shift = |statistic| dispatch(FirstShift { geometry, x: x(), statistic });
-    let shifts: Vec<f32> = (0..moments.len()).map(shift).collect();
-    let mut sums = vec![Sums::default(); moments.len() * parts];
-    let out = Shared::new(&mut sums);
-    parallel::for_each(moments.len() * parts, call.bytes, |unit| {
+    let shifts: Vec<f32> = (0..statistics).map(shift).collect();
+    let mut sums = vec![Sums::default(); statistics * parts];
+    let shared = Shared::new(&mut sums);
+    parallel::for_each(statistics * parts, call.bytes, |unit| {
         let (statistic, part) = (unit / parts, unit % parts);
         let sums = dispatch(PartSums { geometry, x: x(), statistic, part, shift: Some(shifts[statistic]) });
         // SAFETY: each unit sets its own.
-        unsafe { out.target() }.set(unit, sums);
+        unsafe { shared.target() }.set(unit, sums);
     });
-    for (statistic, moments) in moments.iter_mut().enumerate() {
+    for (statistic, parts) in sums.chunks(parts).enumerate() {
         let mut total = Sums::default();
-        sums[statistic * parts..][..parts].iter().for_each(|part| total.add(*part));
-        *moments = runs::moments_of(&geometry, x(), statistic, shifts[statistic], total, call.eps);
+        parts.iter().for_each(|part| total.add(*part));
+        let moments = runs::moments_of(&geometry, x(), statistic, shifts[statistic], total, call.eps);
+        (out.mean[statistic], out.var[statistic]) = (moments.mean, moments.var);
     }
 }
 
-/// With these moments; gives the reciprocal standard deviations.
-pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, moments: &[Moments], rstd: &mut [f64]) {
-    let mean: Vec<f64> = moments.iter().map(|moments| moments.mean).collect();
-    rstd.iter_mut().zip(moments).for_each(|(rstd, moments)| *rstd = moments.var);
-    numbers::variances_to_rstd(rstd, call.eps);
-    normalize(call, &mean, rstd);
+/// With these means and variances; gives the reciprocal standard deviations.
+pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
+    numbers::reciprocal_stds(out.var, call.eps, out.rstd);
+    normalize(call, out.mean, out.rstd);
 }
 
 /// With statistics that are there.
@@ -298,21 +312,18 @@ impl<T: Element> Unit<'_, T> {
 }
 
 /// Moves running statistics towards those of the batch; `averaged`: towards their mean over the segments.
-fn move_running(running: RunningUpdate<'_, Cpu>, moments: &[Moments], n: f64, averaged: bool) {
+fn move_running(running: RunningUpdate<'_, Cpu>, new: &Computed<'_>, n: f64, averaged: bool) {
     let momentum = running.device_momentum.map_or(running.momentum, |m| m[0]);
-    let unbiased = n / (n - 1.0);
-    let move_all = |to: &mut [f32], new: &dyn Fn(&Moments) -> f64| {
-        let (len, samples) = (to.len(), moments.len() / to.len());
+    for (to, new, factor) in [(running.mean, &*new.mean, 1.0), (running.var, &*new.var, n / (n - 1.0))] {
+        let (len, samples) = (to.len(), new.len() / to.len());
         for (i, to) in to.iter_mut().enumerate() {
             let new = match averaged {
-                true => moments[i..].iter().step_by(len).map(new).sum::<f64>() / samples as f64,
-                false => new(&moments[i]),
+                true => new[i..].iter().step_by(len).map(|v| v * factor).sum::<f64>() / samples as f64,
+                false => new[i] * factor,
             };
             *to = moved(*to, new, momentum);
         }
-    };
-    move_all(running.mean, &|m| m.mean);
-    move_all(running.var, &|m| m.var * unbiased);
+    }
 }
 
 /// A momentum of 0 leaves the old value alone, even where the new one is NaN.

@@ -2,7 +2,7 @@
 
 mod strips;
 
-use core::{iter::repeat_n, ops::Range};
+use core::ops::Range;
 
 use self::strips::positions_of_strip;
 use super::super::{
@@ -61,20 +61,39 @@ impl Grid {
 
     /// Numbers of each channel, for each column.
     pub(super) fn table<const N: usize>(&self, of_channels: [&[f32]; N]) -> Table {
-        let (columns, len) = (self.shape.channels() * self.shape.inner(), self.width + LINE);
-        let mut rows = Vec::with_capacity(N * len);
-        for (row, of_channels) in of_channels.into_iter().enumerate() {
-            match self.shape.inner() {
-                1 => rows.extend_from_slice(of_channels),
-                inner => of_channels.iter().for_each(|&v| rows.extend(repeat_n(v, inner))),
+        let mut table = Table::with_capacity(self, N);
+        self.add_to(&mut table, |rows: [&mut [f32]; N]| {
+            rows.into_iter().zip(of_channels).for_each(|(row, of_channels)| row.copy_from_slice(of_channels));
+        });
+        table
+    }
+
+    /// Adds rows of a segment to a table. `set` is given those of the channels.
+    pub(super) fn add_to<R, const N: usize>(
+        &self,
+        table: &mut Table,
+        set: impl FnOnce([&mut [f32]; N]) -> R,
+    ) -> R {
+        let (channels, inner) = (self.shape.channels(), self.shape.inner());
+        let start = table.rows.len();
+        table.rows.resize(start + N * table.len, 0.0);
+        let mut rows = table.rows[start..].chunks_exact_mut(table.len);
+        let mut rows: [&mut [f32]; N] = core::array::from_fn(|_| rows.next().expect("as many rows"));
+        let result = set(rows.each_mut().map(|row| &mut row[..channels]));
+        for row in rows {
+            // From behind, because it takes the place of others.
+            for channel in (0..channels).rev().filter(|_| inner > 1) {
+                let v = row[channel];
+                row[channel * inner..(channel + 1) * inner].fill(v);
             }
-            let end = (row + 1) * len;
-            while rows.len() < end {
-                let start = row * len;
-                rows.extend_from_within(start..start + (end - rows.len()).min(columns));
+            let mut filled = channels * inner;
+            while filled < row.len() {
+                let more = filled.min(row.len() - filled);
+                row.copy_within(..more, filled);
+                filled += more;
             }
         }
-        Table { rows, len }
+        result
     }
 
     /// Sums of the columns of each channel, of one segment.
@@ -96,7 +115,7 @@ impl Grid {
 
     /// Sums over each segment: a row of a value for each channel, then one of the products. `sum` is given a segment and what of
     /// it to add up, column by column.
-    pub(super) fn totals(&self, bytes: usize, sum: impl Fn(usize, Summands<'_>) + Sync) -> Vec<Vec<f64>> {
+    pub(super) fn totals(&self, bytes: usize, sum: impl Fn(usize, Summands<'_>) + Sync) -> Vec<f64> {
         let (segments, blocks) = (self.shape.segments(), self.blocks);
         // Whatever the number of segments, since the bits of one do not depend on it.
         let per_unit = totals::blocks_per_unit(blocks, self.width);
@@ -109,10 +128,10 @@ impl Grid {
                 sum(segment, Summands { parts: &parts, segment, first, units, per_unit });
             }
         });
-        (0..segments)
-            .map(|segment| segment * of_segment..(segment + 1) * of_segment)
-            .map(|units| self.per_channel(totals.add_up(units, bytes)))
-            .collect()
+        let of = |segment: usize| {
+            self.per_channel(totals.add_up(segment * of_segment..(segment + 1) * of_segment, bytes))
+        };
+        if segments == 1 { of(0) } else { (0..segments).flat_map(of).collect() }
     }
 
     /// Calls `write` with segments and some of their blocks. `last_first`: the last ones of a thread first, since they are the
@@ -162,15 +181,22 @@ pub(super) struct Summands<'a> {
     per_unit: usize,
 }
 
-/// Numbers of the columns of a segment, each a row, with those of the first columns again behind the last.
+/// Numbers of the columns of each segment, each a row, with those of the first columns again behind the last.
 pub(super) struct Table {
     rows: Vec<f32>,
     len: usize,
 }
 
 impl Table {
-    pub(super) fn rows<const N: usize>(&self) -> [Source<'_, f32>; N] {
-        Source::new(&self.rows).runs(0, self.len)
+    /// For so many rows of a grid.
+    pub(super) fn with_capacity(grid: &Grid, rows: usize) -> Self {
+        let len = grid.width + LINE;
+        Self { rows: Vec::with_capacity(rows * len), len }
+    }
+
+    /// The rows of a segment, of each of which there are as many.
+    pub(super) fn rows<const N: usize>(&self, segment: usize) -> [Source<'_, f32>; N] {
+        Source::new(&self.rows).runs(segment * N * self.len, self.len)
     }
 }
 

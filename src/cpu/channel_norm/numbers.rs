@@ -64,36 +64,37 @@ pub(super) fn reciprocal_std(var: f64, eps: f64) -> f64 {
     (var + eps).sqrt().recip()
 }
 
-/// Replaces variances by reciprocal standard deviations.
-pub(super) fn variances_to_rstd(values: &mut [f64], eps: f32) {
-    dispatch(Rstd { values, eps: f64::from(eps) });
+/// Reciprocal standard deviations of variances.
+pub(super) fn reciprocal_stds<V: Copy + Into<f64>>(var: &[V], eps: f32, out: &mut [f64]) {
+    dispatch(Rstd { var, eps: f64::from(eps), out });
 }
 
-struct Rstd<'a> {
-    values: &'a mut [f64],
+struct Rstd<'a, V> {
+    var: &'a [V],
     eps: f64,
+    out: &'a mut [f64],
 }
 
-impl Kernel for Rstd<'_> {
+impl<V: Copy + Into<f64>> Kernel for Rstd<'_, V> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        for v in self.values {
-            *v = reciprocal_std(*v, self.eps);
+        for (out, &var) in self.out.iter_mut().zip(self.var) {
+            *out = reciprocal_std(var.into(), self.eps);
         }
     }
 }
 
-/// Sets the moments of slabs to those that [`Moments::of`] gives, and tells which have none.
+/// Sets means and variances of slabs to those that [`Moments::of`] gives, and tells which have none.
 pub(super) fn moments(
     [sums, squares]: [&[f64]; 2],
     shifts: &[f32],
     n: f64,
     eps: f32,
-    out: &mut [Moments],
+    [mean, var]: [&mut [f64]; 2],
 ) -> Vec<usize> {
-    dispatch(All(FromSums { sums, squares, shifts, n, eps, out, without: Vec::new() })).without
+    dispatch(All(FromSums { sums, squares, shifts, n, eps, mean, var, without: Vec::new() })).without
 }
 
 struct FromSums<'a> {
@@ -102,43 +103,43 @@ struct FromSums<'a> {
     shifts: &'a [f32],
     n: f64,
     eps: f32,
-    out: &'a mut [Moments],
+    mean: &'a mut [f64],
+    var: &'a mut [f64],
     without: Vec<usize>,
 }
 
 impl BySlabs for FromSums<'_> {
     #[inline(always)]
     fn slabs(&self) -> usize {
-        self.out.len()
+        self.mean.len()
     }
 
     #[inline(always)]
     fn some<const N: usize>(&mut self, first: usize) {
         let sums = SumsOf::<N>::from(part(self.sums, first), part(self.squares, first));
         let shifts = part(self.shifts, first);
-        let mut moments = [Moments::default(); N];
         if let Some(MomentsOf { mean, var }) = MomentsOf::of(&sums, &shifts, self.n) {
-            for i in 0..N {
-                moments[i] = Moments { mean: mean[i], var: var[i] };
-            }
-            return put(self.out, first, moments);
+            put(self.mean, first, mean);
+            return put(self.var, first, var);
         }
-        for i in 0..N {
-            match Moments::of(sums.row(i), shifts[i], self.n, self.eps) {
-                Some(of_slab) => moments[i] = of_slab,
+        for (i, &shift) in shifts.iter().enumerate() {
+            match Moments::of(sums.row(i), shift, self.n, self.eps) {
+                Some(Moments { mean, var }) => (self.mean[first + i], self.var[first + i]) = (mean, var),
                 None => self.without.push(first + i),
             }
         }
-        put(self.out, first, moments);
     }
 }
 
-/// [`Scale`](super::slab::Scale)s as rows of numbers, `high`, `factor` and `term`, and the slabs that have none.
-pub(super) fn scales(mean: &[f64], rstd: &[f64], weight: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<usize>) {
-    let mut out = vec![0.0; 3 * mean.len()];
-    let work = Scales { mean, rstd, weight, bias, out: &mut out, without: Vec::new() };
-    let without = dispatch(All(work)).without;
-    (out, without)
+/// [`Scale`](super::slab::Scale)s as rows of numbers, `high`, `factor` and `term`; tells which slabs have none.
+pub(super) fn scales(
+    mean: &[f64],
+    rstd: &[f64],
+    weight: &[f32],
+    bias: &[f32],
+    [high, factor, term]: [&mut [f32]; 3],
+) -> Vec<usize> {
+    dispatch(All(Scales { mean, rstd, weight, bias, high, factor, term, without: Vec::new() })).without
 }
 
 struct Scales<'a> {
@@ -146,7 +147,9 @@ struct Scales<'a> {
     rstd: &'a [f64],
     weight: &'a [f32],
     bias: &'a [f32],
-    out: &'a mut [f32],
+    high: &'a mut [f32],
+    factor: &'a mut [f32],
+    term: &'a mut [f32],
     without: Vec<usize>,
 }
 
@@ -171,10 +174,9 @@ impl BySlabs for Scales<'_> {
         if fit != [true; N] {
             self.without.extend((first..first + N).filter(|slab| !fit[slab - first]));
         }
-        let slabs = self.slabs();
-        put(self.out, first, high);
-        put(self.out, slabs + first, factor);
-        put(self.out, 2 * slabs + first, term);
+        put(self.high, first, high);
+        put(self.factor, first, factor);
+        put(self.term, first, term);
     }
 }
 
@@ -267,7 +269,7 @@ impl BySlabs for Completed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::slab::Scale, *};
+    use super::*;
     use crate::cpu::{moments::Sums, simd::at_each_level};
 
     /// Of each magnitude, and what is no number, in an order that puts them at every place of a vector.
@@ -295,9 +297,9 @@ mod tests {
         let [a, b] = [5, 7].map(|seed| values(seed, slabs));
         let [weight, bias, shifts] = [2, 3, 4].map(|seed| narrow(values(seed, slabs)));
 
-        let mut rstd: Vec<f64> = b.iter().map(|v| v.abs()).collect();
-        let variances = rstd.clone();
-        variances_to_rstd(&mut rstd, 1e-5);
+        let variances: Vec<f64> = b.iter().map(|v| v.abs()).collect();
+        let mut rstd = vec![0.0; slabs];
+        reciprocal_stds(&variances, 1e-5, &mut rstd);
         for (rstd, var) in rstd.iter().zip(variances) {
             assert_eq!(
                 bits(*rstd),
@@ -307,25 +309,27 @@ mod tests {
         }
 
         let squares: Vec<f64> = a.iter().map(|v| v * v + 1.0).collect();
-        let mut got = vec![Moments::default(); slabs];
-        let without = moments([&a, &squares], &shifts, 4.0, 1e-5, &mut got);
+        let [mut mean, mut var] = [0, 1].map(|_| vec![0.0; slabs]);
+        let without = moments([&a, &squares], &shifts, 4.0, 1e-5, [&mut mean, &mut var]);
         for slab in 0..slabs {
             let sums = Sums { sum: a[slab], squares: squares[slab] };
             let want = Moments::of(sums, shifts[slab], 4.0, 1e-5);
             assert_eq!(want.is_none(), without.contains(&slab), "{what}: moments of {slab}");
             let Some(want) = want else { continue };
-            let [got, want] = [got[slab], want].map(|moments| [moments.mean, moments.var].map(bits));
+            let [got, want] = [[mean[slab], var[slab]], [want.mean, want.var]].map(|v| v.map(bits));
             assert_eq!(got, want, "{what}: moments of {slab}");
         }
 
-        let (got, without) = scales(&a, &b, &weight, &bias);
+        let [mut high, mut factor, mut term] = [0, 1, 2].map(|_| vec![0.0; slabs]);
+        let without = scales(&a, &b, &weight, &bias, [&mut high, &mut factor, &mut term]);
         for slab in 0..slabs {
             let one = Slab { mean: a[slab], rstd: b[slab], weight: weight[slab], bias: bias[slab] };
             let want = one.scale();
             assert_eq!(want.is_none(), without.contains(&slab), "{what}: scale of {slab}");
-            let Some(Scale { high, factor, term }) = want else { continue };
-            let got = [0, 1, 2].map(|row| bits(f64::from(got[row * slabs + slab])));
-            assert_eq!(got, [high, factor, term].map(|v| bits(f64::from(v))), "{what}: scale of {slab}");
+            let Some(want) = want else { continue };
+            let got = [high[slab], factor[slab], term[slab]].map(|v| bits(f64::from(v)));
+            let want = [want.high, want.factor, want.term].map(|v| bits(f64::from(v)));
+            assert_eq!(got, want, "{what}: scale of {slab}");
         }
 
         for left_out in [None, Some(&shifts[..])] {

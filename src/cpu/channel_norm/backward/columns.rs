@@ -58,11 +58,11 @@ impl<'a> Numbers<'a> {
     fn sources(&self) -> [Source<'_, f32>; 6] {
         // What is not there is not looked at, but has to be as long.
         let [mean, rstd, weight, bias] = match self.folds {
-            true => [self.known.rows::<1>()[0]; 4],
-            false => self.known.rows(),
+            true => [self.known.rows::<1>(0)[0]; 4],
+            false => self.known.rows(0),
         };
         let [weight, minus_mean_g, slope] = match &self.of_sums {
-            Some(of_sums) => of_sums.rows(),
+            Some(of_sums) => of_sums.rows(0),
             None => [weight, mean, mean],
         };
         [mean, rstd, weight, bias, minus_mean_g, slope]
@@ -123,7 +123,7 @@ fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, numbers: &[Numbers<'_>]) -
     });
     let slabs = call.shape.slabs();
     let mut sums = SlabSums { d: Vec::with_capacity(slabs), dx_hat: Vec::with_capacity(slabs) };
-    for (numbers, of_segment) in numbers.iter().zip(totals) {
+    for (numbers, of_segment) in numbers.iter().zip(totals.chunks(2 * call.shape.channels())) {
         let (d, dx_hat) = of_segment.split_at(call.shape.channels());
         sums.d.extend_from_slice(d);
         match numbers.folds {
