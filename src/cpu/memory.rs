@@ -155,12 +155,6 @@ impl<T> Source<'_, T> {
         S::prefetch(self.from.wrapping_add(at).wrapping_add(ahead).cast());
     }
 
-    /// Likewise, no nearer than the second level.
-    #[inline(always)]
-    pub(super) fn prefetch_second<S: Simd>(self, Span { at, .. }: Span, ahead: usize) {
-        S::prefetch_second(self.from.wrapping_add(at).wrapping_add(ahead).cast());
-    }
-
     /// For each page of it, has the cache fetch two lines of one that follows; anything may lie there.
     #[inline(always)]
     pub(super) fn prefetch_pages<S: Simd>(self) {

@@ -18,22 +18,25 @@ use crate::{
 /// Elements of a unit of work, at least.
 const UNIT: usize = 16 << 10;
 
-/// Bytes of rows that are added up before the first of them is written, where one thread has more than its caches: memory is
-/// read faster in long stretches, and strips of rows share weights that are in a cache of the first level. One thread of AMD
-/// Zen 4 in f32, rows of 4,096, so / row by row: 34 MB 0.93 / 1.12 ms, RMSNorm 0.91 / 1.12, 84 MB 3.5 / 4.2; but two threads,
-/// 34 MB 0.69 / 0.62 and 84 MB 2.06 / 2.01, and one with rows of 65,536 1.25 / 1.19. In f16, 17 MB, nothing is gained. Of
-/// loops in C, 4 to 32 rows and strips of 512 to 2,048 columns were within 3 %. That shorter rows gain too is a guess.
+/// Bytes of rows that are added up before the first of them is written, where one thread has more than its caches: strips of
+/// them share weights that are in a cache of the first level, and what is streamed does not wait for those. One thread of AMD
+/// Zen 4 in f32, 42 MB, so / row by row: loops in C, rows of 4,096, 2.8 / 3.6 ms; groups of 4 to 16 rows were within 8 %. Two
+/// threads are 4 to 8 % faster row by row, and in f16, 17 MB, nothing is gained. That rows below 4,096 gain too is a guess.
 const GROUP_BYTES: usize = 128 << 10;
 const GROUP_ROWS: usize = 8;
+/// Where rows are long, more than [`GROUP_BYTES`]: rows of 65,536, 17 MB, by 4 / by 1 1.11 / 1.28 ms.
+const FEWEST_ROWS: usize = 4;
 
-/// Columns of a strip of such rows.
-const STRIP: usize = 1024;
+/// Columns of a strip of such rows. One thread of AMD Zen 4, LayerNorm of 42 MB in f32, rows of 4,096, 256 columns that are
+/// fetched just before / 1,024 while the next rows are fetched: 3.2 / 3.6 ms. In C, 128 and 512 are 10 to 30 % slower: rows of
+/// whole pages have the places of a strip in a cache in common.
+const STRIP: usize = 256;
 
 /// Rows of a group, for streamed rows of `cols` elements without a residual.
 fn group_rows<T>(bytes: usize, cols: usize) -> usize {
     let gains = size_of::<T>() == 4 && cols > LONG_ROW;
     match gains && parallel::threads(bytes) == 1 && parallel::is_beyond_caches(bytes) {
-        true => (GROUP_BYTES / (cols * size_of::<T>())).clamp(1, GROUP_ROWS),
+        true => (GROUP_BYTES / (cols * size_of::<T>())).clamp(FEWEST_ROWS, GROUP_ROWS),
         false => 1,
     }
 }
@@ -274,28 +277,54 @@ impl<T: Element> Unit<'_, T> {
     #[inline(always)]
     fn group<S: Simd>(&self, rows: Range<usize>) {
         let (cols, stream) = (self.cols(), self.call.stream);
-        let mut scales = [const { None }; GROUP_ROWS];
-        for (row, scales) in rows.clone().zip(&mut scales) {
-            let [y] = self.call.y.1.rows_mut(self.y, row);
+        // What is written by strips: a row, from where a line of `y` begins.
+        let mut ready = [const { None }; GROUP_ROWS];
+        for (row, ready) in rows.zip(&mut ready) {
+            let ([x], [y]) = (self.source::<1>(row), self.call.y.1.rows_mut(self.y, row));
             y.prefetch_ends::<S>(stream);
-            let x = self.source::<1>(row);
-            let numbers = self.numbers::<S, 1>(x, row);
+            let numbers = self.numbers::<S, 1>([x], row);
             match numbers.will_do() {
-                true => *scales = Some(Scales::new(numbers, self.call.rms)),
-                false => self.write_exact(x[0], row, numbers),
+                true => *ready = Some((row, y.head::<S>(stream), Scales::new(numbers, self.call.rms))),
+                false => self.write_exact(x, row, numbers),
             }
         }
-        for strip in 0..cols.div_ceil(STRIP) {
-            for (row, scales) in rows.clone().zip(&scales) {
-                let Some(scales) = scales else { continue };
-                // Strips begin where a line of `y` does.
-                let [y] = self.call.y.1.rows_mut(self.y, row);
-                let from = |strip: usize| match strip {
-                    0 => 0,
-                    _ => (y.head::<S>(stream) + strip * STRIP).min(cols),
-                };
-                self.write_columns::<S, 1, true>(self.source(row), row, scales, from(strip)..from(strip + 1));
+        let ready = ready.iter().flatten();
+        // Of all rows, wherever their lines begin.
+        let strips = (cols - (LANES - 1)) / STRIP;
+        for strip in 0..strips {
+            for (row, head, _) in ready.clone() {
+                let [x] = self.source::<1>(*row);
+                x.prefetch_run::<S>(head + strip * STRIP, STRIP);
             }
+            for (row, head, scales) in ready.clone() {
+                self.write_strip::<S>(*row, head + strip * STRIP, scales);
+            }
+        }
+        for (row, head, scales) in ready {
+            for columns in [0..*head, head + strips * STRIP..cols] {
+                self.write_columns::<S, 1>(self.source(*row), *row, scales, columns);
+            }
+        }
+    }
+
+    /// A strip of a row from column `start` on.
+    #[inline(always)]
+    fn write_strip<S: Simd>(&self, row: usize, start: usize, scales: &Scales<1>) {
+        let ([x], [y]) = (self.source::<1>(row), self.call.y.1.rows_mut(self.y, row));
+        let (x, y) = (x.run(start, STRIP), y.run(start, STRIP));
+        let weight = Source::new(&self.call.params.weight).run(start, STRIP);
+        let bias = Source::new(&self.call.params.bias).run(start, STRIP);
+        let [high, rstd, low] = [scales.high, scales.rstd, scales.low].map(|v| splat::<S, 1>(v)[0]);
+        let vector = |k: usize| Span::new(k * LANES, LANES, STRIP);
+        const VECTORS: usize = STRIP / LANES;
+        let (mut next, mut after) = (x.load::<S>(vector(0)), x.load::<S>(vector(1)));
+        for k in 0..VECTORS {
+            let v = next;
+            next = after;
+            after = x.load(vector((k + 2).min(VECTORS - 1)));
+            let x_hat = (v - high).mul_add(rstd, low);
+            let span = vector(k);
+            y.store(span, x_hat.mul_add(weight.load(span), bias.load(span)), self.call.stream);
         }
     }
 
@@ -369,9 +398,6 @@ impl<T: Element> Unit<'_, T> {
         let mut at = 0;
         while at < cols {
             let end = (at + 2 * CHAIN * LANES).min(cols);
-            if R == 1 && self.call.group > 1 && end - at == 2 * CHAIN * LANES {
-                x[0].run(at, end - at).prefetch_pages::<S>();
-            }
             let mut chains = [Chains::<S>::new(); R];
             while at + 2 * LANES <= end {
                 push::<S, T, R, RMS>(&mut chains, 0, x, shifts, Span::new(at, LANES, cols));
@@ -393,12 +419,12 @@ impl<T: Element> Unit<'_, T> {
 
     #[inline(always)]
     fn write<S: Simd, const R: usize>(&self, x: [Source<'_, T>; R], row: usize, scales: &Scales<R>) {
-        self.write_columns::<S, R, false>(x, row, scales, 0..self.cols());
+        self.write_columns::<S, R>(x, row, scales, 0..self.cols());
     }
 
-    /// Some of the columns; `STRIPS`: as [`group`](Self::group) does, and the same ones of the next group are fetched.
+    /// Some of the columns.
     #[inline(always)]
-    fn write_columns<S: Simd, const R: usize, const STRIPS: bool>(
+    fn write_columns<S: Simd, const R: usize>(
         &self,
         x: [Source<'_, T>; R],
         row: usize,
@@ -406,7 +432,6 @@ impl<T: Element> Unit<'_, T> {
         columns: Range<usize>,
     ) {
         let (start, cols) = (columns.start, columns.len());
-        let ahead = self.call.group * self.cols();
         let x = as_long(x, start, cols);
         let mut y = self.call.y.1.rows_mut::<T, R>(self.y, row);
         for y in &mut y {
@@ -420,9 +445,6 @@ impl<T: Element> Unit<'_, T> {
         let past = self.call.stream;
         for_spans!(S, R, cols, y[0].head::<S>(past), |span| v = load::<S, T, R>(x, span), {
             let (weight, bias) = (weight.load(span), bias.load(span));
-            if STRIPS {
-                x[0].prefetch_second::<S>(span, ahead);
-            }
             for r in 0..R {
                 let x_hat = (v[r] - high[r]).mul_add(rstd[r], low[r]);
                 y[r].store(span, x_hat.mul_add(weight, bias), past);
