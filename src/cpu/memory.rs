@@ -165,20 +165,25 @@ impl<T> Source<'_, T> {
         }
     }
 
-    /// Has the cache of the second level fetch `len` elements from `start` on; they need not be there.
-    #[inline(always)]
-    pub(super) fn prefetch_second_run<S: Simd>(self, start: usize, len: usize) {
-        for at in (0..len).step_by(LINE_BYTES / size_of::<T>()) {
-            S::prefetch_second(self.from.wrapping_add(start + at).cast());
-        }
-    }
-
     /// Has the cache fetch `len` elements from `start` on; they need not be there.
     #[inline(always)]
     pub(super) fn prefetch_run<S: Simd>(self, start: usize, len: usize) {
-        for at in (0..len).step_by(LINE_BYTES / size_of::<T>()) {
-            S::prefetch(self.from.wrapping_add(start + at).cast());
+        for line in self.lines(start, len) {
+            S::prefetch(line);
         }
+    }
+
+    /// Likewise, no nearer than the second level.
+    #[inline(always)]
+    pub(super) fn prefetch_second_run<S: Simd>(self, start: usize, len: usize) {
+        for line in self.lines(start, len) {
+            S::prefetch_second(line);
+        }
+    }
+
+    #[inline(always)]
+    fn lines(self, start: usize, len: usize) -> impl Iterator<Item = *const u8> {
+        (0..len).step_by(LINE_BYTES / size_of::<T>()).map(move |at| self.from.wrapping_add(start + at).cast())
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     shape::ChannelShape,
 };
 
-/// Positions that a first shift is the mean of.
+/// Positions that a first shift is the mean of, at most, evenly apart from the first one on.
 const SAMPLES: usize = 16;
 
 /// Normalizes with statistics of the tensor itself, and gives them.
@@ -373,10 +373,13 @@ impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     }
     #[inline(always)]
     fn load(self, span: Span) -> Lanes<S> {
+        self.x.load(span)
+    }
+    #[inline(always)]
+    fn fetch_ahead(self, span: Span) {
         if self.past {
             self.x.prefetch::<S>(span, AHEAD_OF_STREAM);
         }
-        self.x.load(span)
     }
     #[inline(always)]
     fn write(self, constants: [Lanes<S>; 3], x: Lanes<S>, span: Span) {
@@ -403,6 +406,9 @@ impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
     #[inline(always)]
     fn prefetch(self, run: Run, ahead: usize, len: usize) {
         Pass::<S>::prefetch(self.scaled, run, ahead, len);
+        if let Some(residual) = self.residual {
+            run.from(residual).prefetch_second_run::<S>(ahead, len);
+        }
     }
 }
 
@@ -421,6 +427,10 @@ impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
     #[inline(always)]
     fn load(self, span: Span) -> Lanes<S> {
         self.scaled.load(span)
+    }
+    #[inline(always)]
+    fn fetch_ahead(self, span: Span) {
+        Written::<S>::fetch_ahead(self.scaled, span);
     }
     #[inline(always)]
     fn write(self, constants: [Lanes<S>; 3], x: Lanes<S>, span: Span) {

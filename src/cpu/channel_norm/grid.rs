@@ -81,10 +81,12 @@ impl Grid {
         let mut rows: [&mut [f32]; N] = core::array::from_fn(|_| rows.next().expect("as many rows"));
         let result = set(rows.each_mut().map(|row| &mut row[..channels]));
         for row in rows {
-            // From behind, because it takes the place of others.
-            for channel in (0..channels).rev().filter(|_| inner > 1) {
-                let v = row[channel];
-                row[channel * inner..(channel + 1) * inner].fill(v);
+            if inner > 1 {
+                // From behind, because it takes the place of others.
+                for channel in (0..channels).rev() {
+                    let v = row[channel];
+                    row[channel * inner..(channel + 1) * inner].fill(v);
+                }
             }
             let mut filled = channels * inner;
             while filled < row.len() {
@@ -208,7 +210,7 @@ pub(super) trait Pass<S: Simd>: Copy {
     const TENSORS: usize;
 
     fn constant(self, columns: Span) -> Self::Constant;
-    /// Has the cache of the second level fetch `len` elements of the tensors, `ahead` of the start of a run.
+    /// Has the cache of the second level fetch `len` elements of what it reads, `ahead` of the start of a run.
     fn prefetch(self, run: Run, ahead: usize, len: usize);
 }
 
@@ -236,6 +238,9 @@ pub(super) trait Written<S: Simd>: Pass<S> {
     /// Elements of a block before the first line that can be streamed.
     fn head(self, block: Run) -> usize;
     fn load(self, span: Span) -> Self::Loaded;
+    /// Where rows are walked as they lie: has the cache fetch what comes some way behind a vector.
+    #[inline(always)]
+    fn fetch_ahead(self, _: Span) {}
     fn write(self, constant: Self::Constant, loaded: Self::Loaded, span: Span);
 }
 
@@ -376,6 +381,7 @@ impl Grid {
                 let constant = pass.constant(columns.span(span));
                 for row in rows {
                     let span = row.span(span);
+                    pass.fetch_ahead(span);
                     pass.write(constant, pass.load(span), span);
                 }
             });
@@ -406,6 +412,7 @@ impl Grid {
 /// What is loaded of a span of several rows.
 #[inline(always)]
 fn load_rows<S: Simd, P: Written<S>, const R: usize>(pass: P, rows: [Run; R], span: Span) -> [P::Loaded; R] {
+    rows.into_iter().for_each(|row| pass.fetch_ahead(row.span(span)));
     let mut loaded = [pass.load(rows[0].span(span)); R];
     for r in 1..R {
         loaded[r] = pass.load(rows[r].span(span));

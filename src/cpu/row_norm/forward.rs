@@ -24,8 +24,10 @@ const UNIT: usize = 16 << 10;
 /// threads are 4 to 8 % faster row by row, and in f16, 17 MB, nothing is gained. That rows below 4,096 gain too is a guess.
 const GROUP_BYTES: usize = 128 << 10;
 const GROUP_ROWS: usize = 8;
-/// Where rows are long, more than [`GROUP_BYTES`]: rows of 65,536, 17 MB, by 4 / by 1 1.11 / 1.28 ms.
+/// Of rows for which that is too little, where as many have room in a cache of the second level: rows of 65,536, 17 MB, by 4 /
+/// by 1 1.11 / 1.28 ms.
 const FEWEST_ROWS: usize = 4;
+const MOST_GROUP_BYTES: usize = 1 << 20;
 
 /// Columns of a strip of such rows. One thread of AMD Zen 4, LayerNorm of 42 MB in f32, rows of 4,096, 256 columns that are
 /// fetched just before / 1,024 while the next rows are fetched: 3.2 / 3.6 ms. In C, 128 and 512 are 10 to 30 % slower: rows of
@@ -34,9 +36,10 @@ const STRIP: usize = 256;
 
 /// Rows of a group, for streamed rows of `cols` elements without a residual.
 fn group_rows<T>(bytes: usize, cols: usize) -> usize {
-    let gains = size_of::<T>() == 4 && cols > LONG_ROW;
+    let of_row = cols * size_of::<T>();
+    let gains = size_of::<T>() == 4 && cols > LONG_ROW && of_row <= MOST_GROUP_BYTES / FEWEST_ROWS;
     match gains && parallel::threads(bytes) == 1 && parallel::is_beyond_caches(bytes) {
-        true => (GROUP_BYTES / (cols * size_of::<T>())).clamp(FEWEST_ROWS, GROUP_ROWS),
+        true => (GROUP_BYTES / of_row).clamp(FEWEST_ROWS, GROUP_ROWS),
         false => 1,
     }
 }

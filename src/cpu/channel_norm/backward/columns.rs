@@ -170,6 +170,9 @@ impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
     fn prefetch(self, run: Run, ahead: usize, len: usize) {
         run.from(self.tensors.x).prefetch_second_run::<S>(ahead, len);
         run.from(self.tensors.dy).prefetch_second_run::<S>(ahead, len);
+        if !PLAIN && let Some(residual) = self.tensors.residual {
+            run.from(residual).prefetch_second_run::<S>(ahead, len);
+        }
     }
 }
 

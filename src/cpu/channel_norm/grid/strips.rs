@@ -13,9 +13,14 @@ use super::{
 /// thread of AMD Zen 4, GroupNorm forward of 17 MB in f32, 128 channels, two strips at once / row by row 1.0 / 1.4 ms.
 const STRIP: usize = STRIP_VECTORS * LANES;
 const STRIP_VECTORS: usize = 4;
-const TWO_STRIPS: usize = 2 * STRIP_VECTORS;
+const DOUBLE_VECTORS: usize = 2 * STRIP_VECTORS;
 
-/// Positions that a row should have, of so many columns each: as many as a strip has, or two.
+/// Elements that are written strip by strip before the next, so that they and what is fetched meanwhile have room in a cache of
+/// the second level; and rows of them, at least, which share what is kept of their columns. Guesses.
+const WRITTEN: usize = 16 << 10;
+const FEWEST_ROWS: usize = 4;
+
+/// Positions that a row should have, of so many columns each, where that makes a strip of it or two of them.
 pub(super) fn positions_of_strip(columns: usize) -> Option<usize> {
     match columns {
         _ if STRIP.is_multiple_of(columns) => Some(STRIP / columns),
@@ -40,7 +45,7 @@ impl Grid {
     ) {
         match self.width {
             STRIP => self.sum_vectors::<S, P, STRIP_VECTORS>(pass, blocks, sums),
-            _ => self.sum_vectors::<S, P, TWO_STRIPS>(pass, blocks, sums),
+            _ => self.sum_vectors::<S, P, DOUBLE_VECTORS>(pass, blocks, sums),
         }
     }
 
@@ -88,7 +93,7 @@ impl Grid {
         }
         let mut column = 0;
         while P::TWO_STRIPS && column + 2 * STRIP <= self.width {
-            self.sum_strip::<S, P, TWO_STRIPS>(pass, block, column, far, sums);
+            self.sum_strip::<S, P, DOUBLE_VECTORS>(pass, block, column, far, sums);
             column += 2 * STRIP;
         }
         while column + STRIP <= self.width {
@@ -98,7 +103,7 @@ impl Grid {
         column
     }
 
-    /// Adds up `V` vectors, from a column on, of each whole row of a block.
+    /// Sets `sums`, which are zeros before, to those of `V` vectors, from a column on, of the whole rows of a block.
     #[inline(always)]
     fn sum_strip<S: Simd, P: Summed<S>, const V: usize>(
         &self,
@@ -125,7 +130,7 @@ impl Grid {
     }
 
     /// What of the next block is to be fetched while a strip of this one is walked, if it is in no cache: in a strip the
-    /// processor sees no stream, but it does in the next block as it lies. Strip by strip it is all fetched.
+    /// processor sees no stream, but it does in the next block as it lies. With each strip its share is fetched.
     ///
     /// One thread of AMD Zen 4, 42 MB in f32, 256 columns, so / without: sums of one tensor 2.2 / 3.1 ms, of two 3.7 / 7.5; written
     /// from one 2.7 / 3.2, from two 4.0 / 7.0. Row by row 2.8, 3.8, 3.0, 5.5.
@@ -134,7 +139,7 @@ impl Grid {
         far.then_some(Fetched { after: block, at: block.len() + column * (block.len() / self.width) })
     }
 
-    /// Whether rows are written strip by strip: of two tensors, in a cache or not, but of one only where it is in none.
+    /// Whether rows are written strip by strip: where they are read from two tensors, or streamed.
     ///
     /// One thread of AMD Zen 4, f32, so / row by row: BatchNorm backward of 0.8 MB, 512 channels, 51 / 55 us, and of 26 MB, 2,048
     /// channels, 5.1 / 6.9 ms; GroupNorm forward of 10 MB, 320 channels, 0.62 / 0.78 ms, but inference of 0.8 MB 21 / 19 us. In f16
@@ -151,18 +156,18 @@ impl Grid {
     pub(super) fn write_short_rows<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
         match self.width {
             STRIP => self.write_strip::<S, P, STRIP_VECTORS>(pass, column, rows, 0, false),
-            _ => self.write_strip::<S, P, TWO_STRIPS>(pass, column, rows, 0, false),
+            _ => self.write_strip::<S, P, DOUBLE_VECTORS>(pass, column, rows, 0, false),
         }
     }
 
     /// Writes whole rows, which begin at a column of the table, strip by strip. `far`: the tensors are in no cache.
     #[inline(always)]
     pub(super) fn write_strips<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run, far: bool) {
-        let width = self.width;
-        for block in rows.parts(BLOCK_ROWS * width, BLOCK_ROWS * width) {
+        let len = self.width * (WRITTEN / self.width).clamp(FEWEST_ROWS, BLOCK_ROWS);
+        for block in rows.parts(len, len) {
             self.write_block(pass, column, block, far);
         }
-        let rest = rows.len() % (BLOCK_ROWS * width);
+        let rest = rows.len() % len;
         self.write_block(pass, column, rows.run(rows.len() - rest, rest), far);
     }
 
@@ -170,7 +175,7 @@ impl Grid {
     fn write_block<S: Simd, P: Written<S>>(&self, pass: P, column: usize, block: Run, far: bool) {
         let (width, mut first) = (self.width, 0);
         while P::TWO_STRIPS && first + 2 * STRIP <= width {
-            self.write_strip::<S, P, TWO_STRIPS>(pass, column, block, first, far);
+            self.write_strip::<S, P, DOUBLE_VECTORS>(pass, column, block, first, far);
             first += 2 * STRIP;
         }
         while first + STRIP <= width {
@@ -209,8 +214,9 @@ impl Grid {
             // Of the last row its own vectors once more, which nobody uses.
             let below = rows.next();
             let ahead = below.unwrap_or(row);
-            if let Some(fetched) = &mut next_block {
-                fetched.fetch(pass, V * LANES);
+            match &mut next_block {
+                Some(fetched) => fetched.fetch(pass, V * LANES),
+                None => (0..V).for_each(|k| pass.fetch_ahead(row.span(vector(k)))),
             }
             for (k, &constant) in constants.iter().enumerate() {
                 let loaded = next;
@@ -243,8 +249,9 @@ impl Grid {
     }
 }
 
-/// A place behind a run, from which on the cache fetches.
+/// From where on the cache fetches.
 struct Fetched {
+    /// A run that comes before.
     after: Run,
     /// Elements from the start of the run.
     at: usize,
