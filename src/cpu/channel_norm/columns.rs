@@ -207,20 +207,19 @@ copy!(Shifted);
 impl<S: Simd, T: Element> Pass<S> for Shifted<'_, T> {
     type Constant = Lanes<S>;
     const TENSORS: usize = 1;
+    const TWO_STRIPS: bool = true;
 
     #[inline(always)]
     fn constant(self, columns: Span) -> Lanes<S> {
         self.shifts.load(columns)
     }
     #[inline(always)]
-    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+    fn prefetch_next(self, run: Run, ahead: usize, len: usize) {
         run.from(self.x).prefetch_second_run::<S>(ahead, len);
     }
 }
 
 impl<S: Simd, T: Element> Summed<S> for Shifted<'_, T> {
-    const TWO_STRIPS: bool = true;
-
     #[inline(always)]
     fn prefetch_pages(self, rows: Run) {
         rows.from(self.x).prefetch_pages::<S>();
@@ -348,21 +347,20 @@ impl<T: Element> Scaled<'_, T> {
 impl<S: Simd, T: Element> Pass<S> for Scaled<'_, T> {
     type Constant = [Lanes<S>; 3];
     const TENSORS: usize = 2;
+    const TWO_STRIPS: bool = true;
 
     #[inline(always)]
     fn constant(self, columns: Span) -> [Lanes<S>; 3] {
         [self.high.load(columns), self.factor.load(columns), self.term.load(columns)]
     }
     #[inline(always)]
-    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+    fn prefetch_next(self, run: Run, ahead: usize, len: usize) {
         run.from(self.x).prefetch_second_run::<S>(ahead, len);
     }
 }
 
 impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
     type Loaded = Lanes<S>;
-    const TWO_STRIPS: bool = true;
-
     #[inline(always)]
     fn streams(self) -> bool {
         self.past
@@ -376,7 +374,7 @@ impl<S: Simd, T: Element> Written<S> for Scaled<'_, T> {
         self.x.load(span)
     }
     #[inline(always)]
-    fn fetch_ahead(self, span: Span) {
+    fn prefetch_ahead(self, span: Span) {
         if self.past {
             self.x.prefetch::<S>(span, AHEAD_OF_STREAM);
         }
@@ -398,14 +396,15 @@ copy!(Finished);
 impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
     type Constant = [Lanes<S>; 3];
     const TENSORS: usize = 2;
+    const TWO_STRIPS: bool = false;
 
     #[inline(always)]
     fn constant(self, columns: Span) -> [Lanes<S>; 3] {
         self.scaled.constant(columns)
     }
     #[inline(always)]
-    fn prefetch(self, run: Run, ahead: usize, len: usize) {
-        Pass::<S>::prefetch(self.scaled, run, ahead, len);
+    fn prefetch_next(self, run: Run, ahead: usize, len: usize) {
+        Pass::<S>::prefetch_next(self.scaled, run, ahead, len);
         if let Some(residual) = self.residual {
             run.from(residual).prefetch_second_run::<S>(ahead, len);
         }
@@ -414,8 +413,6 @@ impl<S: Simd, T: Element> Pass<S> for Finished<'_, T> {
 
 impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
     type Loaded = Lanes<S>;
-    const TWO_STRIPS: bool = false;
-
     #[inline(always)]
     fn streams(self) -> bool {
         self.scaled.past
@@ -429,8 +426,8 @@ impl<S: Simd, T: Element> Written<S> for Finished<'_, T> {
         self.scaled.load(span)
     }
     #[inline(always)]
-    fn fetch_ahead(self, span: Span) {
-        Written::<S>::fetch_ahead(self.scaled, span);
+    fn prefetch_ahead(self, span: Span) {
+        Written::<S>::prefetch_ahead(self.scaled, span);
     }
     #[inline(always)]
     fn write(self, constants: [Lanes<S>; 3], x: Lanes<S>, span: Span) {

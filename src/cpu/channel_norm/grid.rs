@@ -208,17 +208,16 @@ pub(super) trait Pass<S: Simd>: Copy {
     type Constant: Copy;
     /// Tensors whose rows are walked, but for residuals.
     const TENSORS: usize;
+    /// Whether there are registers for the constants and sums of two strips.
+    const TWO_STRIPS: bool;
 
     fn constant(self, columns: Span) -> Self::Constant;
     /// Has the cache of the second level fetch `len` elements of what it reads, `ahead` of the start of a run.
-    fn prefetch(self, run: Run, ahead: usize, len: usize);
+    fn prefetch_next(self, run: Run, ahead: usize, len: usize);
 }
 
 /// A pass that adds up, for each column, a value and a product.
 pub(super) trait Summed<S: Simd>: Pass<S> {
-    /// Whether there are registers for the constants and sums of two strips.
-    const TWO_STRIPS: bool;
-
     /// The value and both factors.
     fn terms(self, constant: Self::Constant, span: Span) -> [Lanes<S>; 3];
     /// Before a block of short rows is added up: has the cache fetch some of what follows.
@@ -230,8 +229,6 @@ pub(super) trait Summed<S: Simd>: Pass<S> {
 pub(super) trait Written<S: Simd>: Pass<S> {
     /// What is written with: loaded early, as [`for_spans`] says.
     type Loaded: Copy;
-    /// Whether there are registers for the constants of two strips.
-    const TWO_STRIPS: bool;
 
     /// Whether it writes past the caches.
     fn streams(self) -> bool;
@@ -240,7 +237,7 @@ pub(super) trait Written<S: Simd>: Pass<S> {
     fn load(self, span: Span) -> Self::Loaded;
     /// Where rows are walked as they lie: has the cache fetch what comes some way behind a vector.
     #[inline(always)]
-    fn fetch_ahead(self, _: Span) {}
+    fn prefetch_ahead(self, _: Span) {}
     fn write(self, constant: Self::Constant, loaded: Self::Loaded, span: Span);
 }
 
@@ -276,7 +273,7 @@ impl Grid {
             // SAFETY: each unit has its own, and is in one of the summands.
             let mut sums = unsafe { parts.of(first + unit) };
             let blocks = unit * per_unit..((unit + 1) * per_unit).min(self.blocks);
-            if self.has_short_rows::<S>(P::TWO_STRIPS) {
+            if self.has_short_rows::<S, P>() {
                 self.sum_short_rows(pass, self.run_of(segment, blocks), &mut sums);
                 sums.end();
                 continue;
@@ -354,7 +351,7 @@ impl Grid {
         self.write_rows::<S, P, 1>(pass, 0, [block.run(0, head)]);
         let mut start = head;
         let whole = (block.len() - head) / width * width;
-        if self.has_short_rows::<S>(P::TWO_STRIPS) {
+        if self.has_short_rows::<S, P>() {
             self.write_short_rows(pass, head, block.run(head, whole));
             start += whole;
         } else if self.writes_strips::<S, T, P>(pass) {
@@ -381,7 +378,7 @@ impl Grid {
                 let constant = pass.constant(columns.span(span));
                 for row in rows {
                     let span = row.span(span);
-                    pass.fetch_ahead(span);
+                    pass.prefetch_ahead(span);
                     pass.write(constant, pass.load(span), span);
                 }
             });
@@ -412,7 +409,9 @@ impl Grid {
 /// What is loaded of a span of several rows.
 #[inline(always)]
 fn load_rows<S: Simd, P: Written<S>, const R: usize>(pass: P, rows: [Run; R], span: Span) -> [P::Loaded; R] {
-    rows.into_iter().for_each(|row| pass.fetch_ahead(row.span(span)));
+    for row in rows {
+        pass.prefetch_ahead(row.span(span));
+    }
     let mut loaded = [pass.load(rows[0].span(span)); R];
     for r in 1..R {
         loaded[r] = pass.load(rows[r].span(span));

@@ -153,6 +153,7 @@ impl<T, const PLAIN: bool> Copy for Columns<'_, T, PLAIN> {}
 impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
     type Constant = Constants<S>;
     const TENSORS: usize = 3;
+    const TWO_STRIPS: bool = PLAIN;
 
     #[inline(always)]
     fn constant(self, columns: Span) -> Constants<S> {
@@ -167,7 +168,7 @@ impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
         }
     }
     #[inline(always)]
-    fn prefetch(self, run: Run, ahead: usize, len: usize) {
+    fn prefetch_next(self, run: Run, ahead: usize, len: usize) {
         run.from(self.tensors.x).prefetch_second_run::<S>(ahead, len);
         run.from(self.tensors.dy).prefetch_second_run::<S>(ahead, len);
         if !PLAIN && let Some(residual) = self.tensors.residual {
@@ -177,8 +178,6 @@ impl<S: Simd, T: Element, const PLAIN: bool> Pass<S> for Columns<'_, T, PLAIN> {
 }
 
 impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN> {
-    const TWO_STRIPS: bool = PLAIN;
-
     #[inline(always)]
     fn terms(self, constants: Constants<S>, span: Span) -> [Lanes<S>; 3] {
         let (d, x_hat) = self.tensors.gradient::<S, PLAIN>(constants, self.tensors.load(span), span);
@@ -188,8 +187,6 @@ impl<S: Simd, T: Element, const PLAIN: bool> Summed<S> for Columns<'_, T, PLAIN>
 
 impl<S: Simd, T: Element, const PLAIN: bool> Written<S> for Columns<'_, T, PLAIN> {
     type Loaded = [Lanes<S>; 2];
-    const TWO_STRIPS: bool = PLAIN;
-
     #[inline(always)]
     fn streams(self) -> bool {
         self.tensors.past

@@ -31,8 +31,8 @@ pub(super) fn positions_of_strip(columns: usize) -> Option<usize> {
 impl Grid {
     /// Whether rows are no longer than columns of which everything stays in registers.
     #[inline(always)]
-    pub(super) fn has_short_rows<S: Simd>(&self, two_strips: bool) -> bool {
-        S::ROWS == 4 && (self.width == STRIP || two_strips && self.width == 2 * STRIP)
+    pub(super) fn has_short_rows<S: Simd, P: Pass<S>>(&self) -> bool {
+        S::ROWS == 4 && (self.width == STRIP || P::TWO_STRIPS && self.width == 2 * STRIP)
     }
 
     /// Adds up blocks of short rows.
@@ -135,8 +135,8 @@ impl Grid {
     /// One thread of AMD Zen 4, 42 MB in f32, 256 columns, so / without: sums of one tensor 2.2 / 3.1 ms, of two 3.7 / 7.5; written
     /// from one 2.7 / 3.2, from two 4.0 / 7.0. Row by row 2.8, 3.8, 3.0, 5.5.
     #[inline(always)]
-    fn next_block(&self, block: Run, column: usize, far: bool) -> Option<Fetched> {
-        far.then_some(Fetched { after: block, at: block.len() + column * (block.len() / self.width) })
+    fn next_block(&self, block: Run, column: usize, far: bool) -> Option<Prefetch> {
+        far.then_some(Prefetch { after: block, at: block.len() + column * (block.len() / self.width) })
     }
 
     /// Whether rows are written strip by strip: where they are read from two tensors, or streamed.
@@ -168,7 +168,9 @@ impl Grid {
             self.write_block(pass, column, block, far);
         }
         let rest = rows.len() % len;
-        self.write_block(pass, column, rows.run(rows.len() - rest, rest), far);
+        if rest > 0 {
+            self.write_block(pass, column, rows.run(rows.len() - rest, rest), far);
+        }
     }
 
     #[inline(always)]
@@ -201,9 +203,6 @@ impl Grid {
         first: usize,
         far: bool,
     ) {
-        if block.len() == 0 {
-            return;
-        }
         let constants = self.strip_constants::<S, P, V>(pass, column + first);
         let mut next_block = self.next_block(block, first, far);
         let vector = |k| Span::new(k * LANES, LANES, V * LANES);
@@ -215,8 +214,12 @@ impl Grid {
             let below = rows.next();
             let ahead = below.unwrap_or(row);
             match &mut next_block {
-                Some(fetched) => fetched.fetch(pass, V * LANES),
-                None => (0..V).for_each(|k| pass.fetch_ahead(row.span(vector(k)))),
+                Some(prefetch) => prefetch.step(pass, V * LANES),
+                None => {
+                    for k in 0..V {
+                        pass.prefetch_ahead(row.span(vector(k)));
+                    }
+                }
             }
             for (k, &constant) in constants.iter().enumerate() {
                 let loaded = next;
@@ -249,18 +252,18 @@ impl Grid {
     }
 }
 
-/// From where on the cache fetches.
-struct Fetched {
+/// From where on the cache fetches what is needed next.
+struct Prefetch {
     /// A run that comes before.
     after: Run,
     /// Elements from the start of the run.
     at: usize,
 }
 
-impl Fetched {
+impl Prefetch {
     #[inline(always)]
-    fn fetch<S: Simd, P: Pass<S>>(&mut self, pass: P, len: usize) {
-        pass.prefetch(self.after, self.at, len);
+    fn step<S: Simd, P: Pass<S>>(&mut self, pass: P, len: usize) {
+        pass.prefetch_next(self.after, self.at, len);
         self.at += len;
     }
 }
@@ -271,12 +274,12 @@ fn strip_sums<S: Simd, P: Summed<S>, const V: usize>(
     pass: P,
     rows: impl Iterator<Item = Run>,
     constants: [P::Constant; V],
-    mut next_block: Option<Fetched>,
+    mut next_block: Option<Prefetch>,
 ) -> [[Lanes<S>; V]; 2] {
     let [mut values, mut products] = [[Lanes::splat(0.0); V]; 2];
     for row in rows {
-        if let Some(fetched) = &mut next_block {
-            fetched.fetch(pass, V * LANES);
+        if let Some(prefetch) = &mut next_block {
+            prefetch.step(pass, V * LANES);
         }
         for k in 0..V {
             let [v, a, b] = pass.terms(constants[k], row.span(Span::new(k * LANES, LANES, V * LANES)));
