@@ -155,6 +155,12 @@ impl<T> Source<'_, T> {
         S::prefetch(self.from.wrapping_add(at).wrapping_add(ahead).cast());
     }
 
+    /// Likewise, no nearer than the second level.
+    #[inline(always)]
+    pub(super) fn prefetch_second<S: Simd>(self, Span { at, .. }: Span, ahead: usize) {
+        S::prefetch_second(self.from.wrapping_add(at).wrapping_add(ahead).cast());
+    }
+
     /// For each page of it, has the cache fetch two lines of one that follows; anything may lie there.
     #[inline(always)]
     pub(super) fn prefetch_pages<S: Simd>(self) {
@@ -237,6 +243,11 @@ impl<'a, T> Target<'a, T> {
         }
         let before = self.to.addr().wrapping_neg() % LINE_BYTES / size_of::<T>();
         before.min(self.len)
+    }
+
+    /// Whether parts of it that begin so many elements apart all begin with a line.
+    pub(super) fn is_in_lines(self, step: usize) -> bool {
+        self.to.addr().is_multiple_of(LINE_BYTES) && (step * size_of::<T>()).is_multiple_of(LINE_BYTES)
     }
 
     /// Has the cache fetch the lines at both ends that are not wholly of this run, where the rest will be streamed past it:

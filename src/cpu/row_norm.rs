@@ -4,7 +4,7 @@ mod forward;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-use core::ops::{Range, RangeInclusive};
+use core::ops::Range;
 
 use super::{
     memory::{Source, Span, Target},
@@ -12,24 +12,17 @@ use super::{
 };
 use crate::{Element, shape::RowShape};
 
-/// Longer rows are worked on one at a time, others by four: memory is read faster as one stream than as four. One thread of
-/// AMD Zen 4, one at a time / by four: forward in f32, 4,096 rows of 768 0.52 / 1.65 ms; backward in f16, 1,024 of 4,096
-/// 1.6 / 3.0 ms.
+/// Longer rows are worked on one at a time, others by four while they are in a cache: memory is read faster as one stream than
+/// as four. One thread of AMD Zen 4, one at a time / by four: forward in f32, 4,096 rows of 768 0.52 / 1.65 ms, 16,384 of 256
+/// 0.45 / 1.34; backward in f16, 1,024 of 4,096 1.6 / 3.0 ms, in f32 8,192 of 256 0.84 / 2.3, of 128, 12 MB, 0.49 / 0.41 and 100
+/// MB 5.1 / 12.9.
 const LONG_ROW: usize = 256;
-
-/// Backward in f32 rows of so many columns are worked on by four too: the sums of their columns, which are read and written
-/// for each row or for four of them, are too many for a cache of the first level. 1,024 rows of 4,096, one at a time / by
-/// four: 3.3 / 2.6 ms; but 4,096 of 768 2.2 / 2.5 ms. Both ends are guesses in between and beyond.
-const ROWS_WITH_MANY_SUMS: RangeInclusive<usize> = 2048..=8192;
 
 /// Work on some of the rows of a call.
 trait ByRows {
     fn cols(&self) -> usize;
     /// Whether rows are worked on by four, where there are registers for it.
-    #[inline(always)]
-    fn by_four(&self) -> bool {
-        self.cols() <= LONG_ROW
-    }
+    fn by_four(&self) -> bool;
     /// The rows from `row` on: `R` of them have chains of operations that do not wait for one another.
     fn rows<S: Simd, const R: usize>(&self, row: usize);
 }

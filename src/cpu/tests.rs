@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Affine, AffineGrad, BatchNorm, BatchNormBackwardTrain, BatchNormEval, Element, GroupNorm, LayerNorm,
-    LayerNormForward, RmsNorm, Tensor, View, ViewMut,
+    LayerNormBackward, LayerNormForward, RmsNorm, Tensor, View, ViewMut,
 };
 
 /// Numbers between -1 and 2.
@@ -43,6 +43,33 @@ impl Results {
         let grads = rms.backward(&Cpu, &x, &dy, affine(), &out).unwrap();
         self.keep(&[&out.y, &grads.dx]);
         self.keep(&[&out.rstd, &grads.dweight.unwrap()]);
+    }
+
+    /// Without those of weight and bias; the input is also used beside the norm.
+    fn row_gradients_alone<T: Element>(&mut self, dims: &[usize; 2]) {
+        let [rows, cols] = *dims;
+        let [x, dy, dh] = [1, 2, 3].map(|seed| tensor::<T>(dims, seed));
+        let (weight, mean, rstd) =
+            (numbers::<f32>(cols, 4), numbers::<f32>(rows, 5), numbers::<f32>(rows, 6));
+        for with_dh in [false, true] {
+            let mut dx = tensor::<T>(dims, 7);
+            let ln = LayerNorm::new(cols);
+            let mut workspace = ln.workspace(&Cpu, &x).unwrap();
+            let args = LayerNormBackward {
+                x: x.view(),
+                dy: dy.view(),
+                dh: with_dh.then(|| dh.view()),
+                affine: Affine::F32 { weight: Some(&weight[..]), bias: None },
+                mean: &mean[..],
+                rstd: &rstd[..],
+                dx: Some(dx.view_mut()),
+                grads: AffineGrad::None,
+                accumulate: false,
+                workspace: &mut workspace,
+            };
+            ln.backward_into(&Cpu, args).unwrap();
+            self.keep(&[&dx]);
+        }
     }
 
     /// In f32 a row of such small numbers that its reciprocal standard deviation is no proper `f32`.
@@ -84,6 +111,10 @@ fn results<T: Element>() -> Vec<Vec<f32>> {
     results.row_norms::<T>(&[7, 5001], 5001);
     results.row_norms::<T>(&[7, 4096], 4096);
     results.row_norms::<T>(&[19, 1104], 1104);
+    results.row_norms::<T>(&[67, 128], 128);
+    for cols in [768, 1104, 2051] {
+        results.row_gradients_alone::<T>(&[21, cols]);
+    }
     results.rows_beside_a_tiny_one::<T>(&[10, 1104]);
     results.channel_norms::<T>(&[6, 22, 35], false, 2);
     results.channel_norms::<T>(&[6, 22, 35], true, 5);
@@ -140,29 +171,62 @@ fn past_the_caches_go_the_same_bits() {
     });
 }
 
-/// Outputs that begin so many elements behind the start of a vector.
+/// Bytes.
+const LINE: usize = 64;
+
+/// Outputs that begin so many elements behind the start of a line of the caches.
 fn results_at<T: Element>(offset: usize) -> Vec<Vec<f32>> {
     let numbers = |len: usize, seed| self::numbers::<T>(len, seed);
-    let widened = |values: &[T]| values[offset..].iter().map(|v| v.to_f32()).collect();
+    let widened = |values: &[T]| values.iter().map(|v| v.to_f32()).collect();
+    let room = |len: usize| vec![T::default(); len + offset + LINE];
+    let at = |out: &[T]| offset + out.as_ptr().addr().wrapping_neg() % LINE / size_of::<T>();
     let (rows, cols) = (19, 1103);
-    let mut y = vec![T::default(); rows * cols + offset];
-    let (x, weight) = (numbers(rows * cols, 1), self::numbers::<f32>(cols, 2));
+    let mut y = room(rows * cols);
+    let start = at(&y);
+    let y = &mut y[start..][..rows * cols];
+    let (x, weight) = (numbers(rows * cols, 1), self::numbers::<f32>(cols + 1, 2));
     let args = LayerNormForward {
         x: View::new(&x[..], &[rows, cols]).unwrap(),
-        y: ViewMut::new(&mut y[offset..], &[rows, cols]).unwrap(),
+        y: ViewMut::new(&mut y[..], &[rows, cols]).unwrap(),
         residual: None,
-        affine: Affine::F32 { weight: Some(&weight[..]), bias: Some(&weight[..]) },
+        affine: Affine::F32 { weight: Some(&weight[..cols]), bias: Some(&weight[1..]) },
         mean: None,
         rstd: None,
     };
     LayerNorm::new(cols).forward_into(&Cpu, args).unwrap();
 
-    let mut results = vec![widened(&y)];
+    let mut results = vec![widened(y)];
+    for cols in [128, 768, 1104] {
+        let mut dx = room(rows * cols);
+        let start = at(&dx);
+        let dx = &mut dx[start..][..rows * cols];
+        let (x, dy) = (numbers(rows * cols, 5), numbers(rows * cols, 6));
+        let (mean, rstd) = (vec![0.5; rows], vec![1.25; rows]);
+        let (mut dweight, mut dbias) = (vec![0.0; cols], vec![0.0; cols]);
+        let ln = LayerNorm::new(cols);
+        let mut workspace = ln.workspace_for(&Cpu, View::new(&x[..], &[rows, cols]).unwrap()).unwrap();
+        let args = LayerNormBackward {
+            x: View::new(&x[..], &[rows, cols]).unwrap(),
+            dy: View::new(&dy[..], &[rows, cols]).unwrap(),
+            dh: None,
+            affine: Affine::F32 { weight: Some(&weight[..cols]), bias: None },
+            mean: &mean[..],
+            rstd: &rstd[..],
+            dx: Some(ViewMut::new(&mut dx[..], &[rows, cols]).unwrap()),
+            grads: AffineGrad::F32 { dweight: Some(&mut dweight[..]), dbias: Some(&mut dbias[..]) },
+            accumulate: false,
+            workspace: &mut workspace,
+        };
+        ln.backward_into(&Cpu, args).unwrap();
+        results.extend([widened(dx), dweight, dbias]);
+    }
     for channels in [64, 128, 288] {
         let positions = 71;
         let dims = [1, positions, channels];
         let len = positions * channels;
-        let (mut y, mut dx) = (vec![T::default(); len + offset], vec![T::default(); len + offset]);
+        let (mut y, mut dx) = (room(len), room(len));
+        let (of_y, of_dx) = (at(&y), at(&dx));
+        let (y, dx) = (&mut y[of_y..][..len], &mut dx[of_dx..][..len]);
         let (x, dy) = (numbers(len, 3), numbers(len, 4));
         let (mean, rstd) = (vec![0.5; channels], vec![1.25; channels]);
         let affine = || Affine::F32 { weight: Some(&weight[..channels]), bias: None };
@@ -171,7 +235,7 @@ fn results_at<T: Element>(offset: usize) -> Vec<Vec<f32>> {
         let args = BatchNormEval {
             x: seen(&x[..]),
             residual: None,
-            y: ViewMut::new(&mut y[offset..], &dims).unwrap().channels_last(),
+            y: ViewMut::new(&mut y[..], &dims).unwrap().channels_last(),
             affine: affine(),
             running_mean: &mean[..],
             running_var: &rstd[..],
@@ -184,14 +248,14 @@ fn results_at<T: Element>(offset: usize) -> Vec<Vec<f32>> {
             affine: affine(),
             mean: &mean[..],
             rstd: &rstd[..],
-            dx: Some(ViewMut::new(&mut dx[offset..], &dims).unwrap().channels_last()),
+            dx: Some(ViewMut::new(&mut dx[..], &dims).unwrap().channels_last()),
             dresidual: None,
             grads: AffineGrad::None,
             accumulate: false,
             workspace: &mut norm.workspace_for(&Cpu, seen(&x[..])).unwrap(),
         };
         norm.backward_train_into(&Cpu, args).unwrap();
-        results.extend([widened(&y), widened(&dx)]);
+        results.extend([widened(y), widened(dx)]);
     }
     results
 }

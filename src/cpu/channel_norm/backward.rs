@@ -37,8 +37,8 @@ struct Call<'a, T> {
     /// Past the caches.
     past: bool,
     bytes: usize,
-    /// Whether the slabs of a segment are folded, as [`Slab`] says.
-    folds: Vec<bool>,
+    /// Whether the slabs of each segment are folded, as [`Slab`] says; `None`: all are.
+    folds: Option<Vec<bool>>,
 }
 
 /// Reciprocal standard deviations that slabs are folded with: whether a gradient is multiplied by `x_hat` or by `x - mean`, it
@@ -66,9 +66,9 @@ impl<'a, T: Element> Call<'a, T> {
     fn slabs(&self) -> Vec<Slab> {
         let mut slabs = Vec::with_capacity(self.shape.slabs());
         let (mut statistic, mut neighbors) = (0, 0);
-        for &folds in &self.folds {
+        for segment in 0..self.shape.segments() {
             for channel in 0..self.shape.channels() {
-                slabs.push(self.slab_of(folds, statistic, channel));
+                slabs.push(self.slab_of(self.folds(segment), statistic, channel));
                 neighbors += 1;
                 if neighbors == self.shape.group() {
                     (statistic, neighbors) = (statistic + 1, 0);
@@ -80,7 +80,7 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn slab(&self, slab: usize) -> Slab {
         let (segment, channel) = (slab / self.shape.channels(), slab % self.shape.channels());
-        self.slab_of(self.folds[segment], slab / self.shape.group(), channel)
+        self.slab_of(self.folds(segment), slab / self.shape.group(), channel)
     }
 
     fn slab_of(&self, folds: bool, statistic: usize, channel: usize) -> Slab {
@@ -111,14 +111,18 @@ impl<'a, T: Element> Call<'a, T> {
             rstd: &self.rstd[statistics],
             dx: self.dx.as_ref().map(of),
             dresidual: self.dresidual.as_ref().map(of),
-            folds: vec![self.folds[segment]],
+            folds: (!self.folds(segment)).then(|| vec![false]),
             bytes: 0,
             ..*self
         }
     }
 
+    fn folds(&self, segment: usize) -> bool {
+        self.folds.as_ref().is_none_or(|folds| folds[segment])
+    }
+
     fn all_fold(&self) -> bool {
-        self.folds.iter().all(|&folds| folds)
+        self.folds.is_none()
     }
 
     /// Completes the slabs of a statistic, of whose elements each is a `share`, with what their sums say.
@@ -149,36 +153,45 @@ pub(super) fn completed(weight: f32, left_out: f64, mean_g: f64, mean_gx: f64) -
     [weight, (-mean_g * left_out) as f32, (-mean_gx * left_out * left_out) as f32]
 }
 
-/// Sums over each slab of `d`, and of `d * x_hat`.
+/// Sums over each slab: of each segment those of `d`, then those of `d * x_hat`.
 struct SlabSums {
-    d: Vec<f64>,
-    dx_hat: Vec<f64>,
+    values: Vec<f64>,
+    channels: usize,
 }
 
 impl SlabSums {
-    fn zeros(slabs: usize) -> Self {
-        Self { d: vec![0.0; slabs], dx_hat: vec![0.0; slabs] }
+    fn zeros(shape: ChannelShape) -> Self {
+        Self { values: vec![0.0; 2 * shape.slabs()], channels: shape.channels() }
     }
 
-    fn of(sums: &[Sums]) -> Self {
-        Self {
-            d: sums.iter().map(|sums| sums.sum).collect(),
-            dx_hat: sums.iter().map(|sums| sums.squares).collect(),
-        }
-    }
-
-    /// The sums over all segments, for each channel.
-    fn per_channel(self, channels: usize) -> Self {
-        if self.d.len() == channels {
-            return self;
-        }
-        let mut all = Self::zeros(channels);
-        for (all, sums) in [(&mut all.d, self.d), (&mut all.dx_hat, self.dx_hat)] {
-            for of_segment in sums.chunks(channels) {
-                all.iter_mut().zip(of_segment).for_each(|(all, sum)| *all += sum);
+    fn of(shape: ChannelShape, sums: &[Sums]) -> Self {
+        let mut all = Self::zeros(shape);
+        let segments = all.values.chunks_mut(2 * shape.channels()).zip(sums.chunks(shape.channels()));
+        for (values, sums) in segments {
+            let (d, dx_hat) = values.split_at_mut(shape.channels());
+            for ((d, dx_hat), sums) in d.iter_mut().zip(dx_hat).zip(sums) {
+                (*d, *dx_hat) = (sums.sum, sums.squares);
             }
         }
         all
+    }
+
+    /// Those of `d` and of `d * x_hat` of a segment.
+    fn of_segment(&self, segment: usize) -> [&[f64]; 2] {
+        let (d, dx_hat) = self.values[segment * 2 * self.channels..].split_at(self.channels);
+        [d, &dx_hat[..self.channels]]
+    }
+
+    /// The sums over all segments, for each channel.
+    fn per_channel(self) -> Self {
+        if self.values.len() == 2 * self.channels {
+            return self;
+        }
+        let mut values = vec![0.0; 2 * self.channels];
+        for of_segment in self.values.chunks(2 * self.channels) {
+            values.iter_mut().zip(of_segment).for_each(|(all, sum)| *all += sum);
+        }
+        Self { values, ..self }
     }
 }
 
@@ -363,10 +376,11 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
     let may_fold = training && activation == Activation::None && shape.per_statistic() > 1;
     // Each segment by itself, since the bits of a sample do not depend on the others.
     let of_segment = shape.channels() / shape.group();
-    let folds = (0..shape.segments())
-        .map(|segment| &rstd[segment * of_segment..(segment + 1) * of_segment])
-        .map(|rstd| may_fold && rstd.iter().all(|&rstd| self::folds(rstd)))
-        .collect();
+    let fold = |rstd: &[f32]| may_fold && rstd.iter().fold(true, |all, &rstd| all & folds(rstd));
+    let folds = (!fold(rstd)).then(|| {
+        let segments = (0..shape.segments()).map(|segment| &rstd[segment * of_segment..][..of_segment]);
+        segments.map(fold).collect()
+    });
     let call = Call {
         shape,
         x,
@@ -385,12 +399,15 @@ pub(in crate::cpu) fn backward<T: Element>(shape: ChannelShape, args: ChannelNor
         folds,
     };
     let sums = match (shape.is_empty(), by_columns(shape)) {
-        (true, _) => SlabSums::zeros(shape.slabs()),
+        (true, _) => SlabSums::zeros(shape),
         (_, true) => columns::backward(&call, !grads.is_none()),
-        (_, false) => SlabSums::of(&runs::backward(&call, Geometry::of_slabs(shape), !grads.is_none())),
+        (_, false) => {
+            SlabSums::of(shape, &runs::backward(&call, Geometry::of_slabs(shape), !grads.is_none()))
+        }
     };
     if !grads.is_none() {
-        let SlabSums { d, dx_hat } = sums.per_channel(shape.channels());
-        store_grads(grads, &dx_hat, &d, args.accumulate);
+        let sums = sums.per_channel();
+        let [d, dx_hat] = sums.of_segment(0);
+        store_grads(grads, dx_hat, d, args.accumulate);
     }
 }

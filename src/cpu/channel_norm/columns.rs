@@ -263,13 +263,15 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
             (index, normalized_exactly(call, &slab, index))
         }));
     }
+    let last_first = !call.beyond;
     grid.for_blocks::<T>(1, true, call.bytes, |segment, blocks| {
-        let [high, factor, term] = table.rows(segment);
+        let [high, factor, term] = table.rows(3 * segment);
         // SAFETY: blocks have rows of their own.
         let y = unsafe { call.y.target() };
         let scaled = Scaled { x: call.source(y), y, high, factor, term, past: call.finish.past };
         let (finish, residual) = (call.finish, call.residual.map(Source::new));
-        dispatch(Blocks { grid, segment, blocks, scaled, finish, residual, far: call.far });
+        let far = call.far;
+        dispatch(Blocks { grid, segment, blocks, scaled, finish, residual, far, last_first });
     });
     // SAFETY: the blocks are done.
     let y = unsafe { call.y.target() };
@@ -305,6 +307,7 @@ struct Blocks<'a, T> {
     finish: Finish,
     residual: Option<Source<'a, T>>,
     far: bool,
+    last_first: bool,
 }
 
 impl<T: Element> Kernel for Blocks<'_, T> {
@@ -312,15 +315,21 @@ impl<T: Element> Kernel for Blocks<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { grid, segment, blocks, scaled, finish, residual, far } = self;
+        let Self { grid, segment, blocks, scaled, finish, residual, far, last_first } = self;
         match (finish.activation, residual) {
             // A loop of its own, that need not ask at each vector: registers are short.
             (Activation::None, None) if !scaled.past => {
-                grid.write::<S, T, _>(segment, blocks, Scaled { past: false, ..scaled }, far);
+                grid.write::<S, T, _>(segment, blocks, Scaled { past: false, ..scaled }, far, last_first);
             }
-            (Activation::None, None) => grid.write::<S, T, _>(segment, blocks, scaled, far),
+            (Activation::None, None) => grid.write::<S, T, _>(segment, blocks, scaled, far, last_first),
             (activation, residual) => {
-                grid.write::<S, T, _>(segment, blocks, Finished { scaled, activation, residual }, far);
+                grid.write::<S, T, _>(
+                    segment,
+                    blocks,
+                    Finished { scaled, activation, residual },
+                    far,
+                    last_first,
+                );
             }
         }
     }

@@ -34,6 +34,8 @@ pub(super) struct Call<'a, T> {
     pub(super) finish: Finish,
     /// The tensors are in no cache.
     pub(super) far: bool,
+    /// Little of them is in a cache when it is read again.
+    pub(super) beyond: bool,
     pub(super) bytes: usize,
 }
 
@@ -73,7 +75,8 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
     let bytes = tensors * shape.len() * size_of::<T>();
     let run = if by_columns(shape) { shape.len() } else { shape.inner() };
     let way = match source {
-        ForwardSource::Batch { .. } if !by_columns(shape) && shape.outer() > 1 => Way::Winding,
+        ForwardSource::Batch { .. } if by_columns(shape) => Way::Training,
+        ForwardSource::Batch { .. } if shape.outer() > 1 => Way::Winding,
         _ => Way::Straight,
     };
     let far = parallel::is_far(bytes, way);
@@ -86,6 +89,7 @@ pub(in crate::cpu) fn forward<T: Element>(shape: ChannelShape, args: ChannelNorm
         eps,
         finish: Finish { activation, past: x.is_some() && parallel::streams::<T>(far, run) },
         far,
+        beyond: parallel::is_beyond_caches(bytes),
         bytes,
     };
     match source {

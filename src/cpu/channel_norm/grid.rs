@@ -59,16 +59,7 @@ impl Grid {
         Self { shape, width, len, blocks: len.div_ceil(width).div_ceil(BLOCK_ROWS) }
     }
 
-    /// Numbers of each channel, for each column.
-    pub(super) fn table<const N: usize>(&self, of_channels: [&[f32]; N]) -> Table {
-        let mut table = Table::with_capacity(self, N);
-        self.add_to(&mut table, |rows: [&mut [f32]; N]| {
-            rows.into_iter().zip(of_channels).for_each(|(row, of_channels)| row.copy_from_slice(of_channels));
-        });
-        table
-    }
-
-    /// Adds rows of a segment to a table. `set` is given those of the channels.
+    /// Adds rows to a table. `set` is given what of them is of the channels.
     pub(super) fn add_to<R, const N: usize>(
         &self,
         table: &mut Table,
@@ -183,7 +174,7 @@ pub(super) struct Summands<'a> {
     per_unit: usize,
 }
 
-/// Numbers of the columns of each segment, each a row, with those of the first columns again behind the last.
+/// Rows of numbers of the columns, with those of the first columns again behind the last.
 pub(super) struct Table {
     rows: Vec<f32>,
     len: usize,
@@ -196,9 +187,9 @@ impl Table {
         Self { rows: Vec::with_capacity(rows * len), len }
     }
 
-    /// The rows of a segment, of each of which there are as many.
-    pub(super) fn rows<const N: usize>(&self, segment: usize) -> [Source<'_, f32>; N] {
-        Source::new(&self.rows).runs(segment * N * self.len, self.len)
+    /// Some rows, which follow each other.
+    pub(super) fn rows<const N: usize>(&self, first: usize) -> [Source<'_, f32>; N] {
+        Source::new(&self.rows).runs(first * self.len, self.len)
     }
 }
 
@@ -334,7 +325,7 @@ impl Grid {
         });
     }
 
-    /// Writes the rows of some blocks of one segment.
+    /// Writes the rows of some blocks of one segment. `last_first`: the last ones may be in a cache.
     #[inline(always)]
     pub(super) fn write<S: Simd, T, P: Written<S>>(
         &self,
@@ -342,6 +333,7 @@ impl Grid {
         blocks: Range<usize>,
         pass: P,
         far: bool,
+        last_first: bool,
     ) {
         let (width, block) = (self.width, self.run_of(segment, blocks));
         let by_several = self.by_several::<S, T, P>(far, true);
@@ -352,7 +344,7 @@ impl Grid {
         let mut start = head;
         let whole = (block.len() - head) / width * width;
         if self.has_short_rows::<S, P>() {
-            self.write_short_rows(pass, head, block.run(head, whole));
+            self.write_short_rows(pass, head, block.run(head, whole), last_first);
             start += whole;
         } else if self.writes_strips::<S, T, P>(pass) {
             self.write_strips(pass, head, block.run(head, whole), far);

@@ -180,7 +180,7 @@ impl BySlabs for Scales<'_> {
     }
 }
 
-/// What [`backward::completed`] gives, as rows, of sums over slabs of `d` and `d * x_hat`; each element is a `share` of a
+/// Sets rows to what [`backward::completed`] gives of sums over slabs of `d` and `d * x_hat`; each element is a `share` of a
 /// statistic. Of folded slabs `rstd` is left out.
 pub(super) fn completed(
     [d, dx_hat]: [&[f64]; 2],
@@ -188,21 +188,23 @@ pub(super) fn completed(
     left_out: Option<&[f32]>,
     share: f64,
     group: usize,
-) -> Vec<f32> {
+    rows: [&mut [f32]; 3],
+) {
+    if group == 1 {
+        let of = OfStatistics::Sums([d, dx_hat], share);
+        dispatch(All(Completed { weight, left_out, of, rows }));
+        return;
+    }
     let mut means = vec![0.0; 2 * weight.len()];
     let (mean_g, mean_gx) = means.split_at_mut(weight.len());
     for (means, sums) in [(&mut *mean_g, d), (&mut *mean_gx, dx_hat)] {
         dispatch(All(Weighted { sums, weight, share, out: means }));
-        if group > 1 {
-            for means in means.chunks_mut(group) {
-                let mean = means.iter().fold(0.0, |mean, of_slab| mean + of_slab);
-                means.fill(mean);
-            }
+        for means in means.chunks_mut(group) {
+            let mean = means.iter().fold(0.0, |mean, of_slab| mean + of_slab);
+            means.fill(mean);
         }
     }
-    let mut out = vec![0.0; 3 * weight.len()];
-    dispatch(All(Completed { weight, left_out, mean_g, mean_gx, out: &mut out }));
-    out
+    dispatch(All(Completed { weight, left_out, of: OfStatistics::Means([mean_g, mean_gx]), rows }));
 }
 
 /// What slabs add to the means of their statistics.
@@ -222,21 +224,34 @@ impl BySlabs for Weighted<'_> {
     #[inline(always)]
     fn some<const N: usize>(&mut self, first: usize) {
         let (sums, weight) = (part::<N, _>(self.sums, first), part::<N, _>(self.weight, first));
-        let mut out = [0.0; N];
-        for i in 0..N {
-            // What is added to nothing is no -0.
-            out[i] = 0.0 + backward::part_of_mean(weight[i], sums[i], self.share);
-        }
-        put(self.out, first, out);
+        put(self.out, first, weighted(weight, sums, self.share));
     }
+}
+
+#[inline(always)]
+fn weighted<const N: usize>(weight: [f32; N], sums: [f64; N], share: f64) -> [f64; N] {
+    let mut out = [0.0; N];
+    for i in 0..N {
+        // What is added to nothing is no -0.
+        out[i] = 0.0 + backward::part_of_mean(weight[i], sums[i], share);
+    }
+    out
+}
+
+/// What is known of the statistic of each slab.
+#[derive(Clone, Copy)]
+enum OfStatistics<'a> {
+    /// The means of `g` and of `g * x_hat`.
+    Means([&'a [f64]; 2]),
+    /// Where a slab is a statistic: the sums of `d` and of `d * x_hat`, and the share of an element.
+    Sums([&'a [f64]; 2], f64),
 }
 
 struct Completed<'a> {
     weight: &'a [f32],
     left_out: Option<&'a [f32]>,
-    mean_g: &'a [f64],
-    mean_gx: &'a [f64],
-    out: &'a mut [f32],
+    of: OfStatistics<'a>,
+    rows: [&'a mut [f32]; 3],
 }
 
 impl BySlabs for Completed<'_> {
@@ -252,7 +267,12 @@ impl BySlabs for Completed<'_> {
             Some(left_out) => part(left_out, first),
             None => [1.0; N],
         };
-        let (mean_g, mean_gx) = (part::<N, _>(self.mean_g, first), part::<N, _>(self.mean_gx, first));
+        let [mean_g, mean_gx] = match self.of {
+            OfStatistics::Means(means) => means.map(|means| part(means, first)),
+            OfStatistics::Sums(sums, share) => {
+                sums.map(|sums| weighted(weight, part::<N, _>(sums, first), share))
+            }
+        };
         let mut rows = [[0.0; N]; 3];
         for i in 0..N {
             let completed = backward::completed(weight[i], f64::from(left_out[i]), mean_g[i], mean_gx[i]);
@@ -260,9 +280,8 @@ impl BySlabs for Completed<'_> {
                 rows[row][i] = completed[row];
             }
         }
-        let slabs = self.slabs();
-        for (row, numbers) in rows.into_iter().enumerate() {
-            put(self.out, row * slabs + first, numbers);
+        for (to, numbers) in self.rows.iter_mut().zip(rows) {
+            put(to, first, numbers);
         }
     }
 }
@@ -334,7 +353,9 @@ mod tests {
 
         for left_out in [None, Some(&shifts[..])] {
             for group in (1..=slabs).filter(|&group| slabs.is_multiple_of(group)) {
-                let got = completed([&a, &b], &weight, left_out, 0.1, group);
+                let mut got = [0, 1, 2].map(|_| vec![0.0; slabs]);
+                let rows = got.each_mut().map(|row| &mut row[..]);
+                completed([&a, &b], &weight, left_out, 0.1, group, rows);
                 for slab in 0..slabs {
                     let statistic = slab / group * group..(slab / group + 1) * group;
                     let mean = |sums: &[f64]| {
@@ -344,7 +365,7 @@ mod tests {
                     };
                     let left_out = left_out.map_or(1.0, |left_out| f64::from(left_out[slab]));
                     let want = backward::completed(weight[slab], left_out, mean(&a), mean(&b));
-                    let got = [0, 1, 2].map(|row| bits(f64::from(got[row * slabs + slab])));
+                    let got = [0, 1, 2].map(|row| bits(f64::from(got[row][slab])));
                     assert_eq!(got, want.map(|v| bits(f64::from(v))), "{what}: {slab} of groups of {group}");
                 }
             }

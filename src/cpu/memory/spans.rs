@@ -71,7 +71,11 @@ impl Run {
     /// As many parts of `len` elements as it has, their starts `step` apart. They need no check, which is for each as much work
     /// as for a vector or two.
     #[inline(always)]
-    pub(in crate::cpu) fn parts(self, len: usize, step: usize) -> impl Iterator<Item = Self> + Clone {
+    pub(in crate::cpu) fn parts(
+        self,
+        len: usize,
+        step: usize,
+    ) -> impl DoubleEndedIterator<Item = Self> + Clone {
         assert!(step > 0);
         let starts = self.start..self.start + (self.len + 1).saturating_sub(len);
         starts.step_by(step).map(move |start| Self { start, len, of: self.of })

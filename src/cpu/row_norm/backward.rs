@@ -1,6 +1,9 @@
+mod groups;
+
 use core::ops::Range;
 
-use super::{ByRows, LONG_ROW, Place, ROWS_WITH_MANY_SUMS, as_long, load, splat, walk};
+use self::groups::{Groups, group_rows};
+use super::{ByRows, LONG_ROW, Place, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -42,6 +45,9 @@ struct Call<'a, T> {
     dx: Option<(Shared<'a, T>, Place)>,
     sums_wanted: bool,
     stream: bool,
+    by_four: bool,
+    /// Rows whose sums are all there before the first of them is written.
+    group: usize,
 }
 
 pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackward<'_, T, Cpu>) {
@@ -50,6 +56,9 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
     let place = |stride| Place { shape, stride };
     let params = Params::of(&affine, shape.cols()).offset(weight_offset, &affine);
     let bytes = (2 + usize::from(dx.is_some())) * shape.len() * size_of::<T>();
+    let dx = dx.map(|v| (Shared::new(v.data), place(v.stride)));
+    let stream = parallel::streams::<T>(parallel::is_far(bytes, Way::Winding), shape.cols())
+        || parallel::is_far(bytes, Way::ShortRows) && dx.as_ref().is_some_and(is_in_lines);
     let call = Call {
         shape,
         x: (x.data, place(x.stride)),
@@ -58,9 +67,11 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
         weight: &params.weight,
         mean,
         rstd,
-        dx: dx.map(|v| (Shared::new(v.data), place(v.stride))),
+        dx,
         sums_wanted: !grads.is_none(),
-        stream: parallel::streams::<T>(parallel::is_far(bytes, Way::Winding), shape.cols()),
+        stream,
+        by_four: shape.cols() <= LONG_ROW && !parallel::is_far(bytes, Way::Straight),
+        group: group_rows::<T>(shape.cols()),
     };
     // No rows are no reason to look for the first one's elements.
     let rows = if shape.is_empty() { 0 } else { shape.rows() };
@@ -76,13 +87,24 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
         // SAFETY: a unit touches its own rows and its own sums only, and no two rows share an element.
         let (dx, sums) =
             unsafe { (call.dx.as_ref().map(|dx| dx.0.target()), call.sums_wanted.then(|| parts.of(unit))) };
-        dispatch(Unit { call: &call, rows: first..last, block, dx, sums });
+        let unit = Unit { call: &call, rows: first..last, block, dx, sums };
+        match call.group {
+            1 => dispatch(unit),
+            _ => dispatch(Groups(unit)),
+        }
     });
     if call.sums_wanted {
         let sums = totals.add_up(0..units, bytes);
         let (dweight, dbias) = sums.split_at(shape.cols());
         store_grads(grads, dweight, dbias, accumulate);
     }
+}
+
+/// Whether each row begins with a line of the caches.
+fn is_in_lines<T>((to, place): &(Shared<'_, T>, Place)) -> bool {
+    // SAFETY: nothing is read or written through it.
+    let to = unsafe { to.target() };
+    to.is_in_lines(place.shape.cols()) && to.is_in_lines(place.stride)
 }
 
 /// Some of the rows.
@@ -108,10 +130,22 @@ impl<T: Element> Kernel for Unit<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
+        self.walk::<S, false>();
+    }
+}
+
+impl<T: Element> Unit<'_, T> {
+    /// Block by block, whose rows are walked by groups where they are `GROUPED`.
+    #[inline(always)]
+    fn walk<S: Simd, const GROUPED: bool>(self) {
         let Self { call, rows, block, dx, mut sums } = self;
         for first in rows.clone().step_by(block) {
             let last = (first + block).min(rows.end);
-            walk::<S>(&Block { call, dx, sums: sums.as_mut().map(UnitSums::block) }, first..last);
+            let work = Block { call, dx, sums: sums.as_mut().map(UnitSums::block) };
+            match GROUPED {
+                true => work.groups::<S>(first..last),
+                false => walk::<S>(&work, first..last),
+            }
             if let Some(sums) = &mut sums {
                 sums.end_block::<S>();
             }
@@ -131,6 +165,7 @@ fn numbers<const R: usize>(of: &[f32], row: usize) -> [f32; R] {
 }
 
 /// Sums over rows of `g = dy * weight` and of `g * x_hat`.
+#[derive(Clone, Copy)]
 struct RowSums<const R: usize> {
     g: [f64; R],
     gx: [f64; R],
@@ -171,17 +206,29 @@ impl<T: Element> ByRows for Block<'_, T> {
 
     #[inline(always)]
     fn by_four(&self) -> bool {
-        let (call, cols) = (self.call, self.call.shape.cols());
-        // Of rows that begin in the middle of a line only the first would be streamed.
-        let streams_all = !call.stream || cols.is_multiple_of(LANES);
-        let has_many_sums = self.sums.is_some() && size_of::<T>() == 4 && ROWS_WITH_MANY_SUMS.contains(&cols);
-        cols <= LONG_ROW || has_many_sums && streams_all
+        self.call.by_four
     }
 
     #[inline(always)]
     fn rows<S: Simd, const R: usize>(&self, row: usize) {
+        let rows = self.at::<S, R>(row);
+        self.prefetch_ends::<S, R>(row);
+        let sums = match (self.sums, self.dx.is_some()) {
+            (Some(to), _) => self.sums::<S, R, true>(&rows, to),
+            // Of a place that nothing is written to.
+            (None, true) => self.sums::<S, R, false>(&rows, Target::new(&mut [])),
+            (None, false) => return,
+        };
+        self.finish::<S, R, false>(row, &rows, sums);
+    }
+}
+
+impl<T: Element> Block<'_, T> {
+    /// Rows from one on.
+    #[inline(always)]
+    fn at<S: Simd, const R: usize>(&self, row: usize) -> Rows<'_, S, T, R> {
         let call = self.call;
-        let rows: Rows<'_, S, T, R> = Rows {
+        Rows {
             x: call.x.1.rows(Source::new(call.x.0), row),
             dy: call.dy.1.rows(Source::new(call.dy.0), row),
             mean: splat(match call.mean {
@@ -189,31 +236,38 @@ impl<T: Element> ByRows for Block<'_, T> {
                 None => [0.0; R],
             }),
             rstd: splat(numbers(call.rstd, row)),
-        };
-        if let (Some(dx), Some((_, place))) = (self.dx, call.dx) {
+        }
+    }
+
+    /// Before rows are written.
+    #[inline(always)]
+    fn prefetch_ends<S: Simd, const R: usize>(&self, row: usize) {
+        if let (Some(dx), Some((_, place))) = (self.dx, self.call.dx) {
             for dx in place.rows_mut::<T, R>(dx, row) {
-                dx.prefetch_ends::<S>(call.stream);
+                dx.prefetch_ends::<S>(self.call.stream);
             }
         }
-        let sums = match (self.sums, self.dx.is_some()) {
-            (Some(to), _) => self.sums::<S, R, true>(&rows, to),
-            // Of a place that nothing is written to.
-            (None, true) => self.sums::<S, R, false>(&rows, Target::new(&mut [])),
-            (None, false) => return,
-        };
+    }
+
+    /// Writes rows whose sums are there.
+    #[inline(always)]
+    fn finish<S: Simd, const R: usize, const GROUPED: bool>(
+        &self,
+        row: usize,
+        rows: &Rows<'_, S, T, R>,
+        sums: RowSums<R>,
+    ) {
         let Some(dx) = self.dx else { return };
-        let share = (call.shape.cols() as f64).recip();
-        let centered = call.mean.is_some();
+        let share = (self.call.shape.cols() as f64).recip();
+        let centered = self.call.mean.is_some();
         let (mut mean_g, mut minus_mean_gx) = ([0.0; R], [0.0; R]);
         for r in 0..R {
             mean_g[r] = if centered { (sums.g[r] * share) as f32 } else { 0.0 };
             minus_mean_gx[r] = (-sums.gx[r] * share) as f32;
         }
-        self.write(row, &rows, dx, splat(mean_g), splat(minus_mean_gx));
+        self.write::<S, R, GROUPED>(row, rows, dx, splat(mean_g), splat(minus_mean_gx));
     }
-}
 
-impl<T: Element> Block<'_, T> {
     /// Sums over each row; and, where they are `WANTED`, over rows per column.
     #[inline(always)]
     fn sums<S: Simd, const R: usize, const WANTED: bool>(
@@ -270,7 +324,7 @@ impl<T: Element> Block<'_, T> {
     }
 
     #[inline(always)]
-    fn write<S: Simd, const R: usize>(
+    fn write<S: Simd, const R: usize, const GROUPED: bool>(
         &self,
         row: usize,
         rows: &Rows<'_, S, T, R>,
@@ -290,15 +344,20 @@ impl<T: Element> Block<'_, T> {
             None => None,
         };
         let weight = Source::new(self.call.weight).run(0, cols);
-        let prefetches = size_of::<T>() == 2 && cols >= PREFETCHED_ROW;
+        // The next group is fetched as it lies while this one is written.
+        let further = if GROUPED { self.call.group } else { R };
+        let prefetches = if GROUPED { past } else { size_of::<T>() == 2 && cols >= PREFETCHED_ROW };
         let [x_ahead, dy_ahead] = match prefetches {
-            true => [self.call.x.1, self.call.dy.1].map(|place| place.of(row + R) - place.of(row)),
+            true => [self.call.x.1, self.call.dy.1].map(|place| place.of(row + further) - place.of(row)),
             false => [0; 2],
         };
         for_spans!(S, 2 * R, cols, dx[0].head::<S>(past), |span| loaded = rows.load(span), {
             let (weight, [x, dy]) = (weight.load(span), loaded);
             for r in 0..R {
-                if prefetches {
+                if prefetches && GROUPED {
+                    rows.x[r].prefetch_second::<S>(span, x_ahead);
+                    rows.dy[r].prefetch_second::<S>(span, dy_ahead);
+                } else if prefetches {
                     rows.x[r].prefetch::<S>(span, x_ahead);
                     rows.dy[r].prefetch::<S>(span, dy_ahead);
                 }

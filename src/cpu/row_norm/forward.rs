@@ -3,7 +3,7 @@ mod groups;
 use core::ops::Range;
 
 use self::groups::{Groups, group_rows};
-use super::{ByRows, Place, as_long, load, splat, walk};
+use super::{ByRows, LONG_ROW, Place, as_long, load, splat, walk};
 use crate::{
     Element,
     cpu::{
@@ -21,6 +21,10 @@ use crate::{
 /// Elements of a unit of work, at least.
 const UNIT: usize = 16 << 10;
 
+/// Rows that are worked on by four wherever they are. One thread of AMD Zen 4 in f32, 65,536 rows of 64, one at a time / by four
+/// 1.43 / 1.24 ms, and 98,304 1.31 / 1.04.
+const SHORT_ROW: usize = 64;
+
 /// What all units of a call share.
 struct Call<'a, T> {
     shape: RowShape,
@@ -34,6 +38,7 @@ struct Call<'a, T> {
     mean: Option<Shared<'a, f32>>,
     rstd: Option<Shared<'a, f32>>,
     stream: bool,
+    by_four: bool,
     /// Rows whose sums are all there before the first of them is written.
     group: usize,
 }
@@ -54,6 +59,7 @@ pub(in crate::cpu) fn forward<T: Element>(shape: RowShape, args: RowNormForward<
     let call = Call {
         shape,
         stream,
+        by_four: shape.cols() <= SHORT_ROW || shape.cols() <= LONG_ROW && !parallel::is_beyond_caches(bytes),
         group: if stream && sum.is_none() { group_rows::<T>(bytes, shape.cols()) } else { 1 },
         x: x.map(|x| (x.data, place(x.stride))),
         y: (Shared::new(y.data), place(y.stride)),
@@ -183,6 +189,11 @@ impl<T: Element> ByRows for Unit<'_, T> {
     #[inline(always)]
     fn cols(&self) -> usize {
         self.call.shape.cols()
+    }
+
+    #[inline(always)]
+    fn by_four(&self) -> bool {
+        self.call.by_four
     }
 
     #[inline(always)]

@@ -16,8 +16,10 @@ const STRIP_VECTORS: usize = 4;
 const DOUBLE_VECTORS: usize = 2 * STRIP_VECTORS;
 
 /// Elements that are written strip by strip before the next, so that they and what is fetched meanwhile have room in a cache of
-/// the second level; and rows of them, at least, which share what is kept of their columns. Guesses.
-const WRITTEN: usize = 16 << 10;
+/// the second level; and rows of them, at least, which share what is kept of their columns. One thread of AMD Zen 4, BatchNorm
+/// backward in f32, 512 channels, 0.8 MB, 64 rows / 32 at a time 50 / 51 us, and 256 channels, 6.4 MB, 128 / 64 / 32 at a time
+/// 0.48 / 0.50 / 0.51 ms, 256 as 128.
+const WRITTEN: usize = 32 << 10;
 const FEWEST_ROWS: usize = 4;
 
 /// Positions that a row should have, of so many columns each, where that makes a strip of it or two of them.
@@ -151,19 +153,29 @@ impl Grid {
         S::ROWS == 4 && size_of::<T>() == 4 && pays && self.width > STRIP
     }
 
-    /// Writes whole short rows, which begin at a column of the table.
+    /// Writes whole short rows, which begin at a column of the table; the last ones first where they may be in a cache.
+    ///
+    /// AMD Zen 4, so / the first ones first: BatchNorm of 2x8x8x64 in f32, forward 1.7 / 1.8 us and backward 2.3 / 2.4; 64 channels,
+    /// 13 MB in f16, inference 0.48 / 0.52 ms; but GroupNorm of 42 MB in f32, 128 channels, 4.5 / 4.4 ms.
     #[inline(always)]
-    pub(super) fn write_short_rows<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run) {
+    pub(super) fn write_short_rows<S: Simd, P: Written<S>>(
+        &self,
+        pass: P,
+        column: usize,
+        rows: Run,
+        last_first: bool,
+    ) {
+        let order = if last_first { Order::LastFirst } else { Order::FirstFirst };
         match self.width {
-            STRIP => self.write_strip::<S, P, STRIP_VECTORS>(pass, column, rows, 0, false),
-            _ => self.write_strip::<S, P, DOUBLE_VECTORS>(pass, column, rows, 0, false),
+            STRIP => self.write_strip::<S, P, STRIP_VECTORS>(pass, column, rows, 0, order),
+            _ => self.write_strip::<S, P, DOUBLE_VECTORS>(pass, column, rows, 0, order),
         }
     }
 
     /// Writes whole rows, which begin at a column of the table, strip by strip. `far`: the tensors are in no cache.
     #[inline(always)]
     pub(super) fn write_strips<S: Simd, P: Written<S>>(&self, pass: P, column: usize, rows: Run, far: bool) {
-        let len = self.width * (WRITTEN / self.width).clamp(FEWEST_ROWS, BLOCK_ROWS);
+        let len = self.width * (WRITTEN / self.width).max(FEWEST_ROWS);
         for block in rows.parts(len, len) {
             self.write_block(pass, column, block, far);
         }
@@ -175,13 +187,14 @@ impl Grid {
 
     #[inline(always)]
     fn write_block<S: Simd, P: Written<S>>(&self, pass: P, column: usize, block: Run, far: bool) {
+        let order = if far { Order::NextFetched } else { Order::FirstFirst };
         let (width, mut first) = (self.width, 0);
         while P::TWO_STRIPS && first + 2 * STRIP <= width {
-            self.write_strip::<S, P, DOUBLE_VECTORS>(pass, column, block, first, far);
+            self.write_strip::<S, P, DOUBLE_VECTORS>(pass, column, block, first, order);
             first += 2 * STRIP;
         }
         while first + STRIP <= width {
-            self.write_strip::<S, P, STRIP_VECTORS>(pass, column, block, first, far);
+            self.write_strip::<S, P, STRIP_VECTORS>(pass, column, block, first, order);
             first += STRIP;
         }
         if first == width {
@@ -201,17 +214,18 @@ impl Grid {
         column: usize,
         block: Run,
         first: usize,
-        far: bool,
+        order: Order,
     ) {
         let constants = self.strip_constants::<S, P, V>(pass, column + first);
-        let mut next_block = self.next_block(block, first, far);
+        let mut next_block = self.next_block(block, first, order == Order::NextFetched);
         let vector = |k| Span::new(k * LANES, LANES, V * LANES);
         let mut rows = block.run(first, block.len() - first).parts(V * LANES, self.width);
-        let Some(mut row) = rows.next() else { return };
+        let last_first = order == Order::LastFirst;
+        let Some(mut row) = (if last_first { rows.next_back() } else { rows.next() }) else { return };
         let (mut next, mut after) = (pass.load(row.span(vector(0))), pass.load(row.span(vector(1))));
         loop {
             // Of the last row its own vectors once more, which nobody uses.
-            let below = rows.next();
+            let below = if last_first { rows.next_back() } else { rows.next() };
             let ahead = below.unwrap_or(row);
             match &mut next_block {
                 Some(prefetch) => prefetch.step(pass, V * LANES),
@@ -250,6 +264,15 @@ impl Grid {
         }
         constants
     }
+}
+
+/// How the rows of a strip are walked.
+#[derive(Clone, Copy, PartialEq)]
+enum Order {
+    FirstFirst,
+    LastFirst,
+    /// The first ones first, while the cache fetches the next block.
+    NextFetched,
 }
 
 /// From where on the cache fetches what is needed next.
