@@ -37,8 +37,9 @@ const FAR_TRAINING_ALONE: usize = 8 << 20;
 /// 1.34 ms, two 0.67 / 0.76; but f16, 19 MB, 1.13 / 0.95 and 0.58 / 0.49. In between a guess.
 const FAR_SHORT_ROWS: usize = 28 << 20;
 
-/// Bytes of a thread of which little is in a cache when it is read again: where less is read and written, backward passes along
-/// rows are faster by strips, and above row by row; LayerNorm forward adds up rows together from there on.
+/// Bytes of a thread of which little is in a cache when it is read again: where less is read and written, passes through columns
+/// walk several rows at a time, and the last first; LayerNorm forward adds up long rows together from there on, and takes short ones
+/// one at a time.
 const BEYOND_CACHES: usize = 28 << 20;
 
 /// Threads that have a last cache of their own, as far as is known.
@@ -53,7 +54,7 @@ const RANGES_PER_THREAD: usize = 8;
 /// How a call goes through its tensors.
 #[derive(Clone, Copy)]
 pub(super) enum Way {
-    /// Forward, through long stretches of memory.
+    /// Through long stretches of memory: forward, or row by row.
     Straight,
     /// The same through columns, where a backward pass may follow.
     Training,

@@ -112,6 +112,8 @@ fn results<T: Element>() -> Vec<Vec<f32>> {
     results.row_norms::<T>(&[7, 4096], 4096);
     results.row_norms::<T>(&[19, 1104], 1104);
     results.row_norms::<T>(&[67, 128], 128);
+    results.row_norms::<T>(&[9, 12_003], 12_003);
+    results.row_norms::<T>(&[5, 40_001], 40_001);
     for cols in [768, 1104, 2051] {
         results.row_gradients_alone::<T>(&[21, cols]);
     }

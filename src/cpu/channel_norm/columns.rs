@@ -263,6 +263,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
             (index, normalized_exactly(call, &slab, index))
         }));
     }
+    // Of rows, where those of all segments are in a cache.
     let last_first = !call.beyond;
     grid.for_blocks::<T>(1, true, call.bytes, |segment, blocks| {
         let [high, factor, term] = table.rows(3 * segment);

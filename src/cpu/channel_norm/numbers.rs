@@ -268,9 +268,9 @@ impl BySlabs for Completed<'_> {
             None => [1.0; N],
         };
         let [mean_g, mean_gx] = match self.of {
-            OfStatistics::Means(means) => means.map(|means| part(means, first)),
-            OfStatistics::Sums(sums, share) => {
-                sums.map(|sums| weighted(weight, part::<N, _>(sums, first), share))
+            OfStatistics::Means([g, gx]) => [part(g, first), part(gx, first)],
+            OfStatistics::Sums([d, dx_hat], share) => {
+                [weighted(weight, part(d, first), share), weighted(weight, part(dx_hat, first), share)]
             }
         };
         let mut rows = [[0.0; N]; 3];

@@ -33,10 +33,13 @@ pub(super) fn group_rows<T>(cols: usize) -> usize {
     if size_of::<T>() < 4 || cols < GROUPED {
         return 1;
     }
-    (GROUP_BYTES / (2 * cols * size_of::<T>())).clamp(FEWEST_ROWS, GROUP_ROWS)
+    // A power of two, so that blocks are of whole groups.
+    let rows = (GROUP_BYTES / (2 * cols * size_of::<T>())).clamp(FEWEST_ROWS, GROUP_ROWS);
+    1 << rows.ilog2()
 }
 
-/// Some of the rows, group by group where there are registers for it.
+/// Some of the rows, group by group where there are registers for it. A kernel of its own: beside the loops of rows registers are
+/// short.
 pub(super) struct Groups<'a, T>(pub(super) Unit<'a, T>);
 
 impl<T: Element> Kernel for Groups<'_, T> {
