@@ -52,12 +52,20 @@ impl Results {
         let (weight, mean, rstd) =
             (numbers::<f32>(cols, 4), numbers::<f32>(rows, 5), numbers::<f32>(rows, 6));
         for with_dh in [false, true] {
+            /// Elements between two rows of `dy`, that nobody may read.
+            const GAP: usize = 5;
+            let padded: Vec<T> = dy
+                .to_vec(&Cpu)
+                .unwrap()
+                .chunks(cols)
+                .flat_map(|row| row.iter().copied().chain([T::from_f32(f32::NAN); GAP]))
+                .collect();
             let mut dx = tensor::<T>(dims, 7);
             let ln = LayerNorm::new(cols);
             let mut workspace = ln.workspace(&Cpu, &x).unwrap();
             let args = LayerNormBackward {
                 x: x.view(),
-                dy: dy.view(),
+                dy: View::strided(&padded[..], dims, cols + GAP).unwrap(),
                 dh: with_dh.then(|| dh.view()),
                 affine: Affine::F32 { weight: Some(&weight[..]), bias: None },
                 mean: &mean[..],

@@ -165,7 +165,6 @@ fn numbers<const R: usize>(of: &[f32], row: usize) -> [f32; R] {
 }
 
 /// Sums over rows of `g = dy * weight` and of `g * x_hat`.
-#[derive(Clone, Copy)]
 struct RowSums<const R: usize> {
     g: [f64; R],
     gx: [f64; R],

@@ -53,16 +53,10 @@ impl<'a> Numbers<'a> {
         Self { rstd, table, known, segments, is_complete: false }
     }
 
-    /// `rstd` of a segment.
-    fn rstd(&self, channels: usize, segment: usize) -> &[f32] {
-        &self.rstd[segment * channels..(segment + 1) * channels]
-    }
-
     fn complete<T: Element>(&mut self, grid: &Grid, call: &Call<'_, T>, sums: &SlabSums) {
         let shape = call.shape;
         let share = (shape.per_statistic() as f64).recip();
-        for segment in 0..self.segments {
-            let rstd = &self.rstd[segment * shape.channels()..][..shape.channels()];
+        for (segment, rstd) in self.rstd.chunks(shape.channels()).enumerate() {
             let left_out = call.folds(segment).then_some(rstd);
             let of_segment = sums.of_segment(segment);
             grid.add_to(&mut self.table, |rows| {
@@ -132,9 +126,9 @@ fn add_up<T: Element>(call: &Call<'_, T>, grid: Grid, numbers: &Numbers<'_>) -> 
         dispatch(Either { is_plain: tensors.is_plain(), work });
     });
     let channels = call.shape.channels();
-    for (segment, values) in values.chunks_mut(2 * channels).enumerate() {
+    let segments = values.chunks_mut(2 * channels).zip(numbers.rstd.chunks(channels));
+    for (segment, (values, rstd)) in segments.enumerate() {
         if call.folds(segment) {
-            let rstd = numbers.rstd(channels, segment);
             values[channels..].iter_mut().zip(rstd).for_each(|(dx_hat, &rstd)| *dx_hat *= f64::from(rstd));
         }
     }
