@@ -162,21 +162,48 @@ struct AddUp<'a> {
     totals: &'a mut [f64],
 }
 
+/// Rows that are added at a time, so that totals are read and written that much less often.
+const ROWS: usize = 4;
+
+impl AddUp<'_> {
+    /// Adds some rows that follow each other, from an element on.
+    #[inline(always)]
+    fn add<S: Simd, const R: usize>(&mut self, first: usize) {
+        let len = self.totals.len();
+        let mut rows = [Source::new(self.parts); R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = row.run(first + r * self.width + self.start, len);
+        }
+        let (whole, rest) = self.totals.as_chunks_mut::<LANES>();
+        for (i, totals) in whole.iter_mut().enumerate() {
+            for row in rows {
+                let part = row.load::<S>(Span::new(i * LANES, LANES, len)).to_array();
+                for i in 0..LANES {
+                    totals[i] += f64::from(part[i]);
+                }
+            }
+        }
+        for (i, total) in rest.iter_mut().enumerate() {
+            for row in rows {
+                *total += f64::from(row.one(whole.len() * LANES + i));
+            }
+        }
+    }
+}
+
 impl Kernel for AddUp<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        let parts = Source::new(self.parts);
-        for row in (0..self.parts.len()).step_by(self.width) {
-            let len = self.totals.len();
-            let row = parts.run(row + self.start, len);
-            for (i, totals) in self.totals.chunks_mut(LANES).enumerate() {
-                let part = row.load::<S>(Span::new(i * LANES, totals.len(), len)).to_array();
-                for (total, part) in totals.iter_mut().zip(part) {
-                    *total += f64::from(part);
-                }
-            }
+    fn run<S: Simd>(mut self) {
+        let mut row = 0;
+        while row + ROWS * self.width <= self.parts.len() {
+            self.add::<S, ROWS>(row);
+            row += ROWS * self.width;
+        }
+        while row < self.parts.len() {
+            self.add::<S, 1>(row);
+            row += self.width;
         }
     }
 }

@@ -1,10 +1,9 @@
 //! The forward pass where channels lie side by side.
 
 use core::ops::Range;
-use std::borrow::Cow;
 
 use super::{
-    forward::{Call, Computed, normalize_by},
+    forward::{Call, Computed},
     grid::{Grid, Pass, Summands, Summed, Table, Written, by_segments},
     numbers::{self, of_slabs},
     runs::Finish,
@@ -42,60 +41,74 @@ pub(super) fn train<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
 }
 
 fn train_at_once<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
-    moments(call, [&mut *out.mean, &mut *out.var]);
-    normalize_by(call, out);
+    let grid = Grid::new(call.shape);
+    let mut table = Table::with_capacity(&grid, (1 + OF_SCALE) * call.shape.segments());
+    statistics(call, grid, &mut table, out);
+    write(call, grid, table, out.mean, out.rstd);
 }
 
-/// Means and variances of each statistic.
-fn moments<T: Element>(call: &Call<'_, T>, [mean, var]: [&mut [f64]; 2]) {
-    let (shape, grid) = (call.shape, Grid::new(call.shape));
+/// Leaves shifts in the table.
+fn statistics<T: Element>(call: &Call<'_, T>, grid: Grid, table: &mut Table, out: &mut Computed<'_>) {
+    let shape = call.shape;
     // SAFETY: nobody writes it here.
     let x = call.source(unsafe { call.y.target() });
-    let shifts = first_shifts(call, x);
+    (0..shape.segments())
+        .for_each(|segment| grid.add_to(table, |[shifts]| first_shifts(shape, x, segment, shifts)));
     if shape.group() == 1 {
-        return moments_of(call, grid, x, &shifts, [mean, var]);
+        return statistics_of_slabs(call, grid, x, table, out);
     }
-    let mut of_slabs = vec![0.0; 2 * shape.slabs()];
-    let (means, vars) = of_slabs.split_at_mut(shape.slabs());
-    moments_of(call, grid, x, &shifts, [means, vars]);
-    let groups = means.chunks(shape.group()).zip(vars.chunks(shape.group()));
-    for ((mean, var), (means, vars)) in mean.iter_mut().zip(var).zip(groups) {
+    let mut values = vec![0.0; 3 * shape.slabs()];
+    let mut slabs = Computed::new(&mut values);
+    statistics_of_slabs(call, grid, x, table, &mut slabs);
+    let groups = slabs.mean.chunks(shape.group()).zip(slabs.var.chunks(shape.group()));
+    for ((mean, var), (means, vars)) in out.mean.iter_mut().zip(&mut *out.var).zip(groups) {
         let parts = means.iter().zip(vars).map(|(&mean, &var)| Moments { mean, var });
         Moments { mean: *mean, var: *var } = merged(parts);
     }
+    numbers::reciprocal_stds(out.var, call.eps, out.rstd);
 }
 
-/// Means and variances of each slab.
-fn moments_of<T: Element>(
+/// As if each slab were a statistic. `shifts`: a row for each segment.
+fn statistics_of_slabs<T: Element>(
     call: &Call<'_, T>,
     grid: Grid,
     x: Source<'_, T>,
-    shifts: &[f32],
-    [mean, var]: [&mut [f64]; 2],
+    shifts: &Table,
+    out: &mut Computed<'_>,
 ) {
-    let (channels, n) = (call.shape.channels(), call.shape.per_slab() as f64);
-    // Slabs without moments, and shifts near their means.
+    let (segments, channels) = (call.shape.segments(), call.shape.channels());
+    let n = call.shape.per_slab() as f64;
+    // Slabs without moments, with shifts near their means.
     let mut without = Vec::new();
-    let mut again = Cow::Borrowed(shifts);
     for (segment, totals) in sums(call, grid, shifts).chunks(2 * channels).enumerate() {
         let first = segment * channels;
         let (values, squares) = totals.split_at(channels);
-        let (shifts, of_segment) = (&shifts[first..][..channels], first..first + channels);
-        let out = [&mut mean[of_segment.clone()], &mut var[of_segment]];
-        for channel in numbers::moments([values, squares], shifts, n, call.eps, out) {
-            without.push(first + channel);
-            again.to_mut()[first + channel] = (f64::from(shifts[channel]) + values[channel] / n) as f32;
+        let (shifts, of_segment) = (grid.of_channels(shifts, segment), first..first + channels);
+        let out = [&mut *out.mean, &mut *out.var, &mut *out.rstd].map(|v| &mut v[of_segment.clone()]);
+        for channel in numbers::statistics([values, squares], &shifts, n, call.eps, out) {
+            let shift = (f64::from(shifts[channel]) + values[channel] / n) as f32;
+            without.push((segment, channel, shift));
         }
     }
     if without.is_empty() {
         return;
     }
+    let mut again = Table::with_capacity(&grid, segments);
+    for segment in 0..segments {
+        grid.add_to(&mut again, |[row]| {
+            row.copy_from_slice(&grid.of_channels(shifts, segment));
+            let of_segment = without.iter().filter(|&&(of, ..)| of == segment);
+            of_segment.for_each(|&(_, channel, shift)| row[channel] = shift);
+        });
+    }
     let totals = sums(call, grid, &again);
-    for slab in without {
-        let (values, squares) = totals[slab / channels * 2 * channels..][..2 * channels].split_at(channels);
-        let sums = Sums { sum: values[slab % channels], squares: squares[slab % channels] };
-        let of_slab = Moments::of(sums, again[slab], n, call.eps);
-        Moments { mean: mean[slab], var: var[slab] } = of_slab.unwrap_or_else(|| exact(call, x, slab));
+    for (segment, channel, shift) in without {
+        let (values, squares) = totals[segment * 2 * channels..][..2 * channels].split_at(channels);
+        let sums = Sums { sum: values[channel], squares: squares[channel] };
+        let slab = segment * channels + channel;
+        let moments = Moments::of(sums, shift, n, call.eps).unwrap_or_else(|| exact(call, x, slab));
+        (out.mean[slab], out.var[slab]) = (moments.mean, moments.var);
+        out.rstd[slab] = numbers::reciprocal_std(moments.var, call.eps);
     }
 }
 
@@ -113,18 +126,14 @@ fn merged(parts: impl Iterator<Item = Moments>) -> Moments {
     all
 }
 
-/// For each slab a value near its mean. It is that of its elements where they are equal.
-fn first_shifts<T: Element>(call: &Call<'_, T>, x: Source<'_, T>) -> Vec<f32> {
-    let shape = call.shape;
-    let columns = shape.channels() * shape.inner();
-    let mut shifts = vec![0.0; shape.segments() * columns];
-    for (segment, shifts) in shifts.chunks_mut(columns).enumerate() {
-        dispatch(FirstShifts { shape, x, segment, shifts: Shared::new(shifts) });
+/// For each channel of a segment a value near its mean. It is that of its elements where they are equal.
+fn first_shifts<T: Element>(shape: ChannelShape, x: Source<'_, T>, segment: usize, out: &mut [f32]) {
+    if shape.inner() == 1 {
+        return dispatch(FirstShifts { shape, x, segment, shifts: Target::new(out) });
     }
-    match shape.inner() {
-        1 => shifts,
-        inner => shifts.into_iter().step_by(inner).collect(),
-    }
+    let mut of_columns = vec![0.0; out.len() * shape.inner()];
+    dispatch(FirstShifts { shape, x, segment, shifts: Target::new(&mut of_columns) });
+    out.iter_mut().zip(of_columns.iter().step_by(shape.inner())).for_each(|(out, shift)| *out = *shift);
 }
 
 /// Means of some positions of a segment, column by column.
@@ -132,7 +141,7 @@ struct FirstShifts<'a, T> {
     shape: ChannelShape,
     x: Source<'a, T>,
     segment: usize,
-    shifts: Shared<'a, f32>,
+    shifts: Target<'a, f32>,
 }
 
 impl<T: Element> Kernel for FirstShifts<'_, T> {
@@ -141,18 +150,16 @@ impl<T: Element> Kernel for FirstShifts<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { shape, x, segment, shifts } = self;
-        // SAFETY: this is the only unit.
-        let shifts = unsafe { shifts.target() };
         let (outer, columns) = (shape.outer(), shifts.len());
         let samples = outer.min(SAMPLES);
         let segment = Run::new(segment * outer * columns, outer * columns, shape.len());
-        let rows = segment.parts(columns, outer / samples * columns).take(samples);
+        let step = outer / samples * columns;
         let share = Lanes::<S>::splat((samples as f32).recip());
         for_spans!(columns, 0, |span| {
             let first = x.load::<S>(segment.run(0, columns).span(span));
             let mut sum = Lanes::splat(0.0);
-            for row in rows.clone().skip(1) {
-                sum = sum + (x.load(row.span(span)) - first);
+            for sample in 1..samples {
+                sum = sum + (x.load(segment.run(sample * step, columns).span(span)) - first);
             }
             let near = sum.mul_add(share, first);
             // Where they cannot be added, the first will do.
@@ -166,15 +173,11 @@ impl<T: Element> Kernel for FirstShifts<'_, T> {
 }
 
 /// Sums of the differences from a shift, then of their squares, for each channel of each segment.
-fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &[f32]) -> Vec<f64> {
-    let mut table = Table::with_capacity(&grid, call.shape.segments());
-    for shifts in shifts.chunks(call.shape.channels()) {
-        grid.add_to(&mut table, |[row]| row.copy_from_slice(shifts));
-    }
+fn sums<T: Element>(call: &Call<'_, T>, grid: Grid, shifts: &Table) -> Vec<f64> {
     grid.totals(call.bytes, |segment, summands| {
         // SAFETY: nobody writes `y` here.
         let y = unsafe { call.y.target() };
-        let [shifts] = table.rows(segment);
+        let [shifts] = shifts.rows(segment);
         let shifted = Shifted { x: call.source(y), shifts };
         dispatch(BlockSums { grid, summands, shifted, far: call.far });
     })
@@ -247,11 +250,20 @@ fn exact<T: Element>(call: &Call<'_, T>, x: Source<'_, T>, slab: usize) -> Momen
 
 /// Normalizes with statistics that are there.
 pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f64]) {
-    let (shape, grid) = (call.shape, Grid::new(call.shape));
+    let grid = Grid::new(call.shape);
+    let table = Table::with_capacity(&grid, OF_SCALE * call.shape.segments());
+    write(call, grid, table, mean, rstd);
+}
+
+/// The rows of a segment that normalize: those of a [`Scale`](super::slab::Scale).
+const OF_SCALE: usize = 3;
+
+/// Normalizes, with a table that has room for its numbers.
+fn write<T: Element>(call: &Call<'_, T>, grid: Grid, mut table: Table, mean: &[f64], rstd: &[f64]) {
+    let (shape, first) = (call.shape, table.len());
     let (channels, of_segment) = (shape.channels(), shape.statistics() / shape.segments());
     // Of slabs without a scale, and before `y` is written, which `x` may be in.
     let mut exact = Vec::new();
-    let mut table = Table::with_capacity(&grid, 3 * shape.segments());
     for (segment, (mean, rstd)) in mean.chunks(of_segment).zip(rstd.chunks(of_segment)).enumerate() {
         let (mean, rstd) = (of_slabs(mean, shape.group()), of_slabs(rstd, shape.group()));
         let params = &call.params;
@@ -266,7 +278,7 @@ pub(super) fn normalize<T: Element>(call: &Call<'_, T>, mean: &[f64], rstd: &[f6
     // Of rows, where those of all segments are in a cache.
     let last_first = !call.beyond;
     grid.for_blocks::<T>(1, true, call.bytes, |segment, blocks| {
-        let [high, factor, term] = table.rows(3 * segment);
+        let [high, factor, term] = table.rows(first + OF_SCALE * segment);
         // SAFETY: blocks have rows of their own.
         let y = unsafe { call.y.target() };
         let scaled = Scaled { x: call.source(y), y, high, factor, term, past: call.finish.past };

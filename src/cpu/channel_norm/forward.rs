@@ -121,7 +121,7 @@ pub(super) struct Computed<'a> {
 
 impl<'a> Computed<'a> {
     /// In one piece of memory.
-    fn new(values: &'a mut [f64]) -> Self {
+    pub(super) fn new(values: &'a mut [f64]) -> Self {
         let (mean, others) = values.split_at_mut(values.len() / 3);
         let (var, rstd) = others.split_at_mut(mean.len());
         Self { mean, var, rstd }
@@ -141,7 +141,8 @@ fn train<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
         fused(call, geometry, out);
     } else {
         moments_in_parts(call, geometry, out);
-        normalize_by(call, out);
+        numbers::reciprocal_stds(out.var, call.eps, out.rstd);
+        normalize(call, out.mean, out.rstd);
     }
 }
 
@@ -180,7 +181,7 @@ impl<T: Element> Kernel for Fused<'_, T> {
         let x = call.source(y);
         for statistic in self.first..self.last {
             let moments = runs::moments::<S, T>(&geometry, x, statistic, call.eps);
-            let rstd = numbers::reciprocal_std(moments.var, f64::from(call.eps));
+            let rstd = numbers::reciprocal_std(moments.var, call.eps);
             for (out, v) in self.out.into_iter().zip([moments.mean, moments.var, rstd]) {
                 out.set(statistic, v);
             }
@@ -224,12 +225,6 @@ fn moments_in_parts<T: Element>(call: &Call<'_, T>, geometry: Geometry, out: &mu
         let moments = runs::moments_of(&geometry, x(), statistic, shifts[statistic], total, call.eps);
         (out.mean[statistic], out.var[statistic]) = (moments.mean, moments.var);
     }
-}
-
-/// With these means and variances; gives the reciprocal standard deviations.
-pub(super) fn normalize_by<T: Element>(call: &Call<'_, T>, out: &mut Computed<'_>) {
-    numbers::reciprocal_stds(out.var, call.eps, out.rstd);
-    normalize(call, out.mean, out.rstd);
 }
 
 /// With statistics that are there.

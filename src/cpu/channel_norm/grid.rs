@@ -3,6 +3,7 @@
 mod strips;
 
 use core::ops::Range;
+use std::borrow::Cow;
 
 use self::strips::positions_of_strip;
 use super::super::{
@@ -67,8 +68,8 @@ impl Grid {
     ) -> R {
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
         let start = table.rows.len();
-        table.rows.resize(start + N * table.len, 0.0);
-        let mut rows = table.rows[start..].chunks_exact_mut(table.len);
+        table.rows.resize(start + N * table.width, 0.0);
+        let mut rows = table.rows[start..].chunks_exact_mut(table.width);
         let mut rows: [&mut [f32]; N] = core::array::from_fn(|_| rows.next().expect("as many rows"));
         let result = set(rows.each_mut().map(|row| &mut row[..channels]));
         for row in rows {
@@ -87,6 +88,13 @@ impl Grid {
             }
         }
         result
+    }
+
+    /// A row of a table, without what it has more than the channels.
+    pub(super) fn of_channels<'a>(&self, table: &'a Table, row: usize) -> Cow<'a, [f32]> {
+        let (channels, inner) = (self.shape.channels(), self.shape.inner());
+        let row = &table.rows[row * table.width..][..channels * inner];
+        if inner == 1 { row.into() } else { row.iter().step_by(inner).copied().collect() }
     }
 
     /// Sums of the columns of each channel, of one segment.
@@ -177,19 +185,25 @@ pub(super) struct Summands<'a> {
 /// Rows of numbers of the columns, with those of the first columns again behind the last.
 pub(super) struct Table {
     rows: Vec<f32>,
-    len: usize,
+    /// Numbers of a row.
+    width: usize,
 }
 
 impl Table {
     /// For so many rows of a grid.
     pub(super) fn with_capacity(grid: &Grid, rows: usize) -> Self {
-        let len = grid.width + LINE;
-        Self { rows: Vec::with_capacity(rows * len), len }
+        let width = grid.width + LINE;
+        Self { rows: Vec::with_capacity(rows * width), width }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len() / self.width
     }
 
     /// Some rows, which follow each other.
     pub(super) fn rows<const N: usize>(&self, first: usize) -> [Source<'_, f32>; N] {
-        Source::new(&self.rows).runs(first * self.len, self.len)
+        Source::new(&self.rows).runs(first * self.width, self.width)
     }
 }
 

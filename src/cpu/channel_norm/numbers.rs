@@ -18,14 +18,14 @@ trait BySlabs {
 }
 
 /// The kernel of such work, on all slabs.
-struct All<W>(W);
+struct All<'a, W>(&'a mut W);
 
-impl<W: BySlabs> Kernel for All<W> {
-    type Output = W;
+impl<W: BySlabs> Kernel for All<'_, W> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> W {
-        let Self(mut work) = self;
+    fn run<S: Simd>(self) {
+        let Self(work) = self;
         let slabs = work.slabs();
         let mut first = 0;
         while first + LANES <= slabs {
@@ -35,7 +35,6 @@ impl<W: BySlabs> Kernel for All<W> {
         for slab in first..slabs {
             work.some::<1>(slab);
         }
-        work
     }
 }
 
@@ -60,18 +59,18 @@ pub(super) fn of_slabs<V: Copy>(of_statistics: &[V], group: usize) -> Cow<'_, [V
 }
 
 #[inline(always)]
-pub(super) fn reciprocal_std(var: f64, eps: f64) -> f64 {
-    (var + eps).sqrt().recip()
+pub(super) fn reciprocal_std(var: f64, eps: f32) -> f64 {
+    (var + f64::from(eps)).sqrt().recip()
 }
 
 /// Reciprocal standard deviations of variances.
 pub(super) fn reciprocal_stds<V: Copy + Into<f64>>(var: &[V], eps: f32, out: &mut [f64]) {
-    dispatch(Rstd { var, eps: f64::from(eps), out });
+    dispatch(Rstd { var, eps, out });
 }
 
 struct Rstd<'a, V> {
     var: &'a [V],
-    eps: f64,
+    eps: f32,
     out: &'a mut [f64],
 }
 
@@ -86,15 +85,18 @@ impl<V: Copy + Into<f64>> Kernel for Rstd<'_, V> {
     }
 }
 
-/// Sets means and variances of slabs to those that [`Moments::of`] gives, and tells which have none.
-pub(super) fn moments(
+/// Sets means and variances of slabs to those that [`Moments::of`] gives, and with them reciprocal standard deviations; tells
+/// which have none.
+pub(super) fn statistics(
     [sums, squares]: [&[f64]; 2],
     shifts: &[f32],
     n: f64,
     eps: f32,
-    [mean, var]: [&mut [f64]; 2],
+    [mean, var, rstd]: [&mut [f64]; 3],
 ) -> Vec<usize> {
-    dispatch(All(FromSums { sums, squares, shifts, n, eps, mean, var, without: Vec::new() })).without
+    let mut work = FromSums { sums, squares, shifts, n, eps, mean, var, rstd, without: Vec::new() };
+    dispatch(All(&mut work));
+    work.without
 }
 
 struct FromSums<'a> {
@@ -105,6 +107,7 @@ struct FromSums<'a> {
     eps: f32,
     mean: &'a mut [f64],
     var: &'a mut [f64],
+    rstd: &'a mut [f64],
     without: Vec<usize>,
 }
 
@@ -119,12 +122,20 @@ impl BySlabs for FromSums<'_> {
         let sums = SumsOf::<N>::from(part(self.sums, first), part(self.squares, first));
         let shifts = part(self.shifts, first);
         if let Some(MomentsOf { mean, var }) = MomentsOf::of(&sums, &shifts, self.n) {
+            let mut rstd = [0.0; N];
+            for i in 0..N {
+                rstd[i] = reciprocal_std(var[i], self.eps);
+            }
             put(self.mean, first, mean);
-            return put(self.var, first, var);
+            put(self.var, first, var);
+            return put(self.rstd, first, rstd);
         }
         for (i, &shift) in shifts.iter().enumerate() {
             match Moments::of(sums.row(i), shift, self.n, self.eps) {
-                Some(Moments { mean, var }) => (self.mean[first + i], self.var[first + i]) = (mean, var),
+                Some(Moments { mean, var }) => {
+                    (self.mean[first + i], self.var[first + i]) = (mean, var);
+                    self.rstd[first + i] = reciprocal_std(var, self.eps);
+                }
                 None => self.without.push(first + i),
             }
         }
@@ -139,7 +150,9 @@ pub(super) fn scales(
     bias: &[f32],
     [high, factor, term]: [&mut [f32]; 3],
 ) -> Vec<usize> {
-    dispatch(All(Scales { mean, rstd, weight, bias, high, factor, term, without: Vec::new() })).without
+    let mut work = Scales { mean, rstd, weight, bias, high, factor, term, without: Vec::new() };
+    dispatch(All(&mut work));
+    work.without
 }
 
 struct Scales<'a> {
@@ -192,19 +205,20 @@ pub(super) fn completed(
 ) {
     if group == 1 {
         let of = OfStatistics::Sums([d, dx_hat], share);
-        dispatch(All(Completed { weight, left_out, of, rows }));
+        dispatch(All(&mut Completed { weight, left_out, of, rows }));
         return;
     }
     let mut means = vec![0.0; 2 * weight.len()];
     let (mean_g, mean_gx) = means.split_at_mut(weight.len());
     for (means, sums) in [(&mut *mean_g, d), (&mut *mean_gx, dx_hat)] {
-        dispatch(All(Weighted { sums, weight, share, out: means }));
+        dispatch(All(&mut Weighted { sums, weight, share, out: means }));
         for means in means.chunks_mut(group) {
             let mean = means.iter().fold(0.0, |mean, of_slab| mean + of_slab);
             means.fill(mean);
         }
     }
-    dispatch(All(Completed { weight, left_out, of: OfStatistics::Means([mean_g, mean_gx]), rows }));
+    let of = OfStatistics::Means([mean_g, mean_gx]);
+    dispatch(All(&mut Completed { weight, left_out, of, rows }));
 }
 
 /// What slabs add to the means of their statistics.
@@ -328,15 +342,16 @@ mod tests {
         }
 
         let squares: Vec<f64> = a.iter().map(|v| v * v + 1.0).collect();
-        let [mut mean, mut var] = [0, 1].map(|_| vec![0.0; slabs]);
-        let without = moments([&a, &squares], &shifts, 4.0, 1e-5, [&mut mean, &mut var]);
+        let [mut mean, mut var, mut rstd] = [0, 1, 2].map(|_| vec![0.0; slabs]);
+        let without = statistics([&a, &squares], &shifts, 4.0, 1e-5, [&mut mean, &mut var, &mut rstd]);
         for slab in 0..slabs {
             let sums = Sums { sum: a[slab], squares: squares[slab] };
             let want = Moments::of(sums, shifts[slab], 4.0, 1e-5);
             assert_eq!(want.is_none(), without.contains(&slab), "{what}: moments of {slab}");
             let Some(want) = want else { continue };
-            let [got, want] = [[mean[slab], var[slab]], [want.mean, want.var]].map(|v| v.map(bits));
-            assert_eq!(got, want, "{what}: moments of {slab}");
+            let got = [mean[slab], var[slab], rstd[slab]];
+            let want = [want.mean, want.var, (want.var + f64::from(1e-5_f32)).sqrt().recip()];
+            assert_eq!(got.map(bits), want.map(bits), "{what}: moments of {slab}");
         }
 
         let [mut high, mut factor, mut term] = [0, 1, 2].map(|_| vec![0.0; slabs]);
