@@ -363,3 +363,55 @@ fn gradients_scale_with_the_input() {
         }
     }
 }
+
+/// Asserts that a mean and a reciprocal standard deviation are those of the values.
+#[track_caller]
+fn assert_statistics(of: impl Iterator<Item = f32> + Clone, mean: f32, rstd: f32, what: &str) {
+    let (of, n) = (of.clone().map(f64::from), of.count() as f64);
+    let want_mean = of.clone().sum::<f64>() / n;
+    let want_rstd = (of.map(|v| (v - want_mean).powi(2)).sum::<f64>() / n + 1e-5).sqrt().recip();
+    for (got, want) in [(mean, want_mean), (rstd, want_rstd)] {
+        assert!((f64::from(got) - want).abs() <= 2e-7 * want.abs(), "{what}: {got} instead of {want}");
+    }
+}
+
+/// Whatever values a shift is first taken from: here one position in a hundred, that one among them, differs much from the others,
+/// in some of the channels of some of the samples.
+#[test]
+fn statistics_are_right_where_the_first_shift_is_far_from_the_mean() {
+    for [samples, positions, channels] in [[3, 1600, 8], [1, 1600, 100], [1600, 3, 6]] {
+        let (slab, len) = (positions * channels, samples * positions * channels);
+        let index = |i: usize| [i / slab, i % slab / channels, i % channels];
+        let mut values = numbers::<f32>(len, 1);
+        for (i, v) in values.iter_mut().enumerate() {
+            let [sample, position, channel] = index(i);
+            let is_far = (sample * positions + position).is_multiple_of(100) && sample != 1;
+            *v += if channel % 3 == 1 && is_far { -1000.0 } else { 1000.0 };
+        }
+        let last = Tensor::from_slice(&Cpu, &values, &[samples, positions, channels]).unwrap().channels_last();
+        let mut transposed = vec![0.0; len];
+        for (i, &v) in values.iter().enumerate() {
+            let [sample, position, channel] = index(i);
+            transposed[sample * slab + channel * positions + position] = v;
+        }
+        let first = Tensor::from_slice(&Cpu, &transposed, &[samples, channels, positions]).unwrap();
+        for (x, order) in [(last, "last"), (first, "first")] {
+            let what = format!("{samples} samples of {positions} by {channels}, channels {order}");
+            let of = |wanted: &dyn Fn([usize; 3]) -> bool| {
+                let wanted: Vec<_> = (0..len).filter(|&i| wanted(index(i))).map(|i| values[i]).collect();
+                wanted.into_iter()
+            };
+            let out = BatchNorm::new(channels).forward_train(&Cpu, &x, Affine::None, None).unwrap();
+            let (mean, rstd) = (out.mean.to_vec(&Cpu).unwrap(), out.rstd.to_vec(&Cpu).unwrap());
+            for c in 0..channels {
+                assert_statistics(of(&|[_, _, channel]| channel == c), mean[c], rstd[c], &what);
+            }
+            let out = GroupNorm::new(2, channels).forward(&Cpu, &x, Affine::None).unwrap();
+            let (mean, rstd) = (out.mean.to_vec(&Cpu).unwrap(), out.rstd.to_vec(&Cpu).unwrap());
+            for group in 0..2 * samples.min(3) {
+                let of_group = of(&|[n, _, channel]| n * 2 + channel * 2 / channels == group);
+                assert_statistics(of_group, mean[group], rstd[group], &what);
+            }
+        }
+    }
+}
