@@ -38,9 +38,9 @@ use crate::{
 /// that the CPU at hand has is chosen at run time. The first two give the same bits as well, the last may round
 /// differently.
 ///
-/// Arithmetic is in `f32`. Sums are taken in `f32` over at most 64 values, and of these in `f64`; those for means and
-/// variances are of differences from a value near the mean. Where squares do not fit in `f32`, a forward pass takes these
-/// again in `f64`.
+/// Arithmetic is in `f32`. Sums are taken in `f32` over at most 64 values; of sums over rows up to four are added in it, all
+/// others in `f64`. Those for means and variances are of differences from a value near the mean. Where squares do not fit in
+/// `f32`, a forward pass takes these again in `f64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cpu;
 

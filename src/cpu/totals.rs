@@ -6,58 +6,85 @@ use super::{
     simd::{Kernel, LANES, Lanes, Simd, dispatch},
 };
 
-/// Columns up to which, and blocks of rows from which on, a unit of work adds up the sums of several blocks: else all of them
-/// together fill the caches. Elsewhere each block is a unit, since longer sums in `f64` would fill them too. One thread of AMD
-/// Zen 4, several / one: BatchNorm channels last in f32, 3,136 blocks of 64 columns, forward 1.51 / 1.81 ms, but 196 of 256
-/// 327 / 297 us; LayerNorm backward, 171 blocks of 768 columns, 1.70 / 1.59 ms. Both ends are guesses in between.
+/// Columns up to which, and blocks of rows from which on, a unit of work adds up the sums of several blocks in `f64`: else all of
+/// them together fill the caches. Elsewhere longer sums in `f64` would fill them too. One thread of AMD Zen 4, several / one:
+/// BatchNorm channels last in f32, 3,136 blocks of 64 columns, forward 1.51 / 1.81 ms, but 196 of 256 327 / 297 us; LayerNorm
+/// backward, 171 blocks of 768 columns, 1.70 / 1.59 ms. Both ends are guesses in between.
 const FOLDED_WIDTH: usize = 256;
 const FOLDED_BLOCKS: usize = 1024;
 
-/// Units of folded sums: enough for many threads.
-const FOLDED_UNITS: usize = 64;
+/// Units, where there are blocks for more: enough for many threads.
+const UNITS: usize = 64;
 
-/// Blocks of a unit of a sum over so many `blocks` of rows of `width` columns.
-pub(super) fn blocks_per_unit(blocks: usize, width: usize) -> usize {
-    let folds = width <= FOLDED_WIDTH && blocks >= FOLDED_BLOCKS;
-    if folds { blocks.div_ceil(FOLDED_UNITS) } else { 1 }
+/// Blocks whose sums are merged in `f32`, at most, since it rounds them; and elements of them together that are no work for
+/// several threads.
+const MERGED: usize = 4;
+const MERGED_ELEMENTS: usize = 8 << 10;
+
+/// How many blocks of rows make a unit of work, and how their sums are put together.
+#[derive(Clone, Copy)]
+pub(super) struct Division {
+    pub(super) per_unit: usize,
+    folds: bool,
+}
+
+impl Division {
+    /// Of a sum over so many `blocks`, of rows of `width` columns and of `len` elements each.
+    pub(super) fn of(blocks: usize, width: usize, len: usize) -> Self {
+        let per_unit = blocks / UNITS;
+        if width <= FOLDED_WIDTH && blocks >= FOLDED_BLOCKS {
+            return Self { per_unit: blocks.div_ceil(UNITS), folds: true };
+        }
+        Self { per_unit: (MERGED_ELEMENTS / len.max(1)).max(per_unit).clamp(1, MERGED), folds: false }
+    }
 }
 
 /// Sums that units of work leave, to be added up in the order of the units.
 pub(super) struct Totals {
-    /// Two rows for each unit: its sums, and what their rounding has left.
+    /// A row for each unit; where sums are folded a second one of what their rounding has left.
     parts: Vec<f32>,
     width: usize,
     rows: usize,
+    division: Division,
 }
 
 /// Where units leave their sums.
 pub(super) struct Parts<'a> {
     parts: Shared<'a, f32>,
-    width: usize,
-    rows: usize,
+    len: usize,
+    division: Division,
 }
 
-/// The sums of a unit.
+/// The sums of some units, one after the other.
 pub(super) struct UnitSums<'a> {
+    units: Target<'a, f32>,
+    /// Of one of them, at first of the first.
     to: Target<'a, f32>,
-    folded: Option<Folded>,
+    blocks: Blocks,
 }
 
-/// Those of the block at hand, and of all before it.
-struct Folded {
-    block: Vec<f32>,
-    total: Vec<f64>,
+/// What the sums of the blocks of a unit go through.
+enum Blocks {
+    One,
+    /// Those of the block at hand, once there is one.
+    Merged(Vec<f32>),
+    /// Those of the block at hand, and of all before it.
+    Folded {
+        block: Vec<f32>,
+        total: Vec<f64>,
+    },
 }
 
 impl Totals {
-    /// For so many units, of several blocks each where it `folds`.
-    pub(super) fn new(units: usize, width: usize, folds: bool) -> Self {
-        let rows = if folds { 2 } else { 1 };
-        Self { parts: vec![0.0; units * rows * width], width, rows }
+    /// For so many units.
+    pub(super) fn new(units: usize, width: usize, division: Division) -> Self {
+        let rows = if division.folds { 2 } else { 1 };
+        Self { parts: vec![0.0; units * rows * width], width, rows, division }
     }
 
     pub(super) fn parts(&mut self) -> Parts<'_> {
-        Parts { parts: Shared::new(&mut self.parts), width: self.width, rows: self.rows }
+        let len = self.rows * self.width;
+        Parts { parts: Shared::new(&mut self.parts), len, division: self.division }
     }
 
     /// The sum over some of the units of each column, for a call that moves so many `bytes`.
@@ -82,58 +109,88 @@ impl Totals {
 impl<'a> Parts<'a> {
     /// # Safety
     ///
-    /// Nobody else has the place of this unit.
-    pub(super) unsafe fn of(&self, unit: usize) -> UnitSums<'a> {
-        let len = self.rows * self.width;
+    /// Nobody else has the places of these units.
+    pub(super) unsafe fn of(&self, units: Range<usize>) -> UnitSums<'a> {
         // SAFETY: as promised.
         let parts = unsafe { self.parts.target() };
-        let zeros = || Folded { block: vec![0.0; self.width], total: vec![0.0; self.width] };
-        UnitSums { to: parts.run(unit * len, len), folded: (self.rows == 2).then(zeros) }
+        let width = if self.division.folds { self.len / 2 } else { self.len };
+        let blocks = match self.division {
+            Division { folds: true, .. } => {
+                Blocks::Folded { block: vec![0.0; width], total: vec![0.0; width] }
+            }
+            Division { per_unit: 1, .. } => Blocks::One,
+            Division { .. } => Blocks::Merged(Vec::new()),
+        };
+        let units = parts.run(units.start * self.len, units.len() * self.len);
+        UnitSums { units, to: units.run(0, self.len), blocks }
     }
 }
 
 impl UnitSums<'_> {
+    /// Before the blocks of a unit, so many behind the first.
+    pub(super) fn begin(&mut self, unit: usize) {
+        self.to = self.units.run(unit * self.to.len(), self.to.len());
+    }
+
     /// Where the sums of the next block are to be added; zeros as yet.
     #[inline(always)]
     pub(super) fn block(&mut self) -> Target<'_, f32> {
-        match &mut self.folded {
-            Some(folded) => Target::new(&mut folded.block),
-            None => self.to,
+        match &mut self.blocks {
+            Blocks::One => self.to,
+            Blocks::Merged(block) => {
+                block.resize(self.to.len(), 0.0);
+                Target::new(block)
+            }
+            Blocks::Folded { block, .. } => Target::new(block),
         }
     }
 
     /// After each block.
     #[inline(always)]
     pub(super) fn end_block<S: Simd>(&mut self) {
-        let Some(Folded { block, total }) = &mut self.folded else { return };
-        let (block, total) = (Target::new(block), Target::new(total));
-        for_spans!(block.len(), 0, |span| {
-            let sums = block.source().load::<S>(span).to_array();
-            block.store(span, Lanes::<S>::splat(0.0), false);
-            // SAFETY: no other borrow of these lives here.
-            let total = unsafe { total.slice(span.at(), span.n()) };
-            for i in 0..total.len() {
-                total[i] += f64::from(sums[i]);
+        match &mut self.blocks {
+            Blocks::One => {}
+            Blocks::Merged(block) => {
+                let block = Target::new(block);
+                for_spans!(block.len(), 0, |span| {
+                    let sums = self.to.source().load::<S>(span) + block.source().load(span);
+                    self.to.store(span, sums, false);
+                    block.store(span, Lanes::<S>::splat(0.0), false);
+                });
             }
-        });
+            Blocks::Folded { block, total } => {
+                let (block, total) = (Target::new(block), Target::new(total));
+                for_spans!(block.len(), 0, |span| {
+                    let sums = block.source().load::<S>(span).to_array();
+                    block.store(span, Lanes::<S>::splat(0.0), false);
+                    // SAFETY: no other borrow of these lives here.
+                    let total = unsafe { total.slice(span.at(), span.n()) };
+                    for i in 0..total.len() {
+                        total[i] += f64::from(sums[i]);
+                    }
+                });
+            }
+        }
     }
 
-    /// In place of both: the sums of a block in two rows, of as many columns as there are.
+    /// In place of both: sums of a block, in two rows of half of the columns each, from a column on.
     #[inline(always)]
-    pub(super) fn add_block<S: Simd, const N: usize>(&mut self, block: [[Lanes<S>; N]; 2]) {
-        let Some(Folded { total, .. }) = &mut self.folded else {
-            assert_eq!(self.to.len(), 2 * N * LANES);
-            for (row, block) in block.iter().enumerate() {
-                for (k, &sums) in block.iter().enumerate() {
-                    self.to.store(Span::new((row * N + k) * LANES, LANES, 2 * N * LANES), sums, false);
+    pub(super) fn add_strip<S: Simd, const N: usize>(&mut self, column: usize, block: [[Lanes<S>; N]; 2]) {
+        let Blocks::Folded { total, .. } = &mut self.blocks else {
+            for (to, block) in self.to.runs::<2>(0, self.to.len() / 2).into_iter().zip(block) {
+                let to = to.run(column, N * LANES);
+                for (k, sums) in block.into_iter().enumerate() {
+                    let span = Span::new(k * LANES, LANES, N * LANES);
+                    to.store(span, to.source().load(span) + sums, false);
                 }
             }
             return;
         };
-        assert_eq!(total.len(), 2 * N * LANES);
+        let half = total.len() / 2;
         for (row, block) in block.iter().enumerate() {
+            let total = &mut total[row * half + column..][..N * LANES];
             for (k, sums) in block.iter().enumerate() {
-                let (total, sums) = (&mut total[(row * N + k) * LANES..][..LANES], sums.to_array());
+                let (total, sums) = (&mut total[k * LANES..][..LANES], sums.to_array());
                 for i in 0..LANES {
                     total[i] += f64::from(sums[i]);
                 }
@@ -141,15 +198,17 @@ impl UnitSums<'_> {
         }
     }
 
-    /// After the last one.
-    pub(super) fn end(self) {
-        let Some(Folded { total, .. }) = self.folded else { return };
-        for (i, &sum) in total.iter().enumerate() {
+    /// After the last block of a unit.
+    pub(super) fn end(&mut self) {
+        let Blocks::Folded { total, .. } = &mut self.blocks else { return };
+        let len = total.len();
+        for (i, total) in total.iter_mut().enumerate() {
+            let sum = core::mem::take(total);
             let rounded = sum as f32;
             let rest = sum - f64::from(rounded);
             self.to.set(i, rounded);
             // Of what is not finite there is none.
-            self.to.set(total.len() + i, if rest.is_finite() { rest as f32 } else { 0.0 });
+            self.to.set(len + i, if rest.is_finite() { rest as f32 } else { 0.0 });
         }
     }
 }
@@ -215,25 +274,27 @@ mod tests {
     const VECTORS: usize = 3;
 
     /// Adds two blocks to each of two units.
-    struct Blocks<'a> {
-        units: [UnitSums<'a>; 2],
+    struct TwoBlocks<'a> {
+        units: UnitSums<'a>,
         /// Each of so many vectors at once, in place of column by column.
         at_once: bool,
     }
 
-    impl Kernel for Blocks<'_> {
+    impl Kernel for TwoBlocks<'_> {
         type Output = ();
 
         #[inline(always)]
         fn run<S: Simd>(self) {
-            for mut sums in self.units {
+            let Self { units: mut sums, .. } = self;
+            for unit in 0..2 {
+                sums.begin(unit);
                 for term in [16_777_216.0, 1.0] {
                     let of_column = |column: usize| term * (column + 1) as f32;
                     if self.at_once {
                         let vector = |k: usize| core::array::from_fn(|i| of_column(k * LANES + i));
                         let row =
                             |r: usize| core::array::from_fn(|k| Lanes::from_array(vector(r * VECTORS + k)));
-                        sums.add_block::<S, VECTORS>([row(0), row(1)]);
+                        sums.add_strip::<S, VECTORS>(0, [row(0), row(1)]);
                         continue;
                     }
                     let block = sums.block();
@@ -252,10 +313,10 @@ mod tests {
     #[test]
     fn blocks_of_a_unit_are_added_up_in_f64() {
         for (width, at_once) in [(21, false), (2 * VECTORS * LANES, true)] {
-            let mut totals = Totals::new(2, width, true);
+            let mut totals = Totals::new(2, width, Division { per_unit: 2, folds: true });
             let parts = totals.parts();
-            // SAFETY: two units.
-            dispatch(Blocks { units: unsafe { [parts.of(0), parts.of(1)] }, at_once });
+            // SAFETY: this is the only use.
+            dispatch(TwoBlocks { units: unsafe { parts.of(0..2) }, at_once });
             let of_unit: Vec<f64> = (1..=width).map(|column| 16_777_217.0 * column as f64).collect();
             assert_eq!(totals.add_up(1..2, 0), of_unit);
             assert_eq!(totals.add_up(0..2, 0), of_unit.iter().map(|sum| 2.0 * sum).collect::<Vec<_>>());

@@ -10,7 +10,7 @@ use super::super::{
     memory::{Run, Source, Span, Target, for_spans},
     parallel,
     simd::{Lanes, Simd},
-    totals::{self, Parts, Totals},
+    totals::{Division, Parts, Totals, UnitSums},
 };
 use crate::shape::ChannelShape;
 
@@ -119,9 +119,10 @@ impl Grid {
     pub(super) fn totals(&self, bytes: usize, sum: impl Fn(usize, Summands<'_>) + Sync) -> Vec<f64> {
         let (segments, blocks) = (self.shape.segments(), self.blocks);
         // Whatever the number of segments, since the bits of one do not depend on it.
-        let per_unit = totals::blocks_per_unit(blocks, self.width);
+        let division = Division::of(blocks, self.width, BLOCK_ROWS * self.width);
+        let per_unit = division.per_unit;
         let of_segment = blocks.div_ceil(per_unit);
-        let mut totals = Totals::new(segments * of_segment, 2 * self.width, per_unit > 1);
+        let mut totals = Totals::new(segments * of_segment, 2 * self.width, division);
         let parts = totals.parts();
         parallel::for_ranges(segments * of_segment, bytes, |units| {
             for (segment, units) in by(of_segment, units) {
@@ -274,43 +275,49 @@ impl Grid {
     #[inline(always)]
     pub(super) fn sum<S: Simd, T, P: Summed<S>>(&self, summands: Summands<'_>, pass: P, far: bool) {
         let Summands { parts, segment, first, units, per_unit } = summands;
-        for unit in units {
-            // SAFETY: each unit has its own, and is in one of the summands.
-            let mut sums = unsafe { parts.of(first + unit) };
+        // SAFETY: each unit has its own, and is in one of the summands.
+        let mut sums = unsafe { parts.of(first + units.start..first + units.end) };
+        for (i, unit) in units.enumerate() {
+            sums.begin(i);
             let blocks = unit * per_unit..((unit + 1) * per_unit).min(self.blocks);
             if self.has_short_rows::<S, P>() {
                 self.sum_short_rows(pass, self.run_of(segment, blocks), &mut sums);
-                sums.end();
-                continue;
-            }
-            for block in blocks {
-                let block = self.run_of(segment, block..block + 1);
-                self.sum_block::<S, T, P>(block, pass, sums.block(), far);
-                sums.end_block::<S>();
+            } else {
+                for block in blocks {
+                    let block = self.run_of(segment, block..block + 1);
+                    self.sum_block::<S, T, P>(block, pass, &mut sums, far);
+                }
             }
             sums.end();
         }
     }
 
-    /// Adds up the rows of a block; `sums` are zeros before.
     #[inline(always)]
-    fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: Run, pass: P, sums: Target<'_, f32>, far: bool) {
+    fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: Run, pass: P, sums: &mut UnitSums<'_>, far: bool) {
         let width = self.width;
-        let column = self.sum_strips::<S, T, P>(pass, block, sums, far);
+        // One that ends within a row is not divided into strips: it has the same bits wherever there are none.
+        let column = match block.len().is_multiple_of(width) {
+            true => self.sum_strips::<S, T, P>(pass, block, sums, far),
+            false => 0,
+        };
+        if column == width {
+            return;
+        }
+        let to = sums.block();
         let by_several = self.by_several::<S, T, P>(far, false);
-        let (mut start, whole) = (0, block.len() / width * width);
-        let rest = width - column;
-        while by_several && rest > 0 && start + ROWS * width <= whole {
-            self.sum_rows::<S, P, ROWS>(pass, column, rows(block, start + column, width, rest), sums);
+        let (mut start, rest) = (0, width - column);
+        while by_several && start + ROWS * width <= block.len() {
+            self.sum_rows::<S, P, ROWS>(pass, column, rows(block, start + column, width, rest), to);
             start += ROWS * width;
         }
-        while rest > 0 && start < whole {
-            self.sum_rows::<S, P, 1>(pass, column, [block.run(start + column, rest)], sums);
+        while start + width <= block.len() {
+            self.sum_rows::<S, P, 1>(pass, column, [block.run(start + column, rest)], to);
             start += width;
         }
-        if whole < block.len() {
-            self.sum_rows::<S, P, 1>(pass, 0, [block.run(whole, block.len() - whole)], sums);
+        if start < block.len() {
+            self.sum_rows::<S, P, 1>(pass, 0, [block.run(start, block.len() - start)], to);
         }
+        sums.end_block::<S>();
     }
 
     /// Adds up rows from a column on.

@@ -13,7 +13,7 @@ use crate::{
         parallel::{self, Way},
         params::{Params, store_grads},
         simd::{self, Kernel, LANES, Lanes, Simd, dispatch},
-        totals::{self, Totals, UnitSums},
+        totals::{Division, Totals, UnitSums},
     },
     row_norm::RowNormBackward,
     shape::RowShape,
@@ -76,17 +76,18 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
     // No rows are no reason to look for the first one's elements.
     let rows = if shape.is_empty() { 0 } else { shape.rows() };
     let block = rows.div_ceil(UNITS).clamp(MIN_ROWS, BLOCK_ROWS).next_multiple_of(8);
-    let per_unit = block * totals::blocks_per_unit(rows.div_ceil(block), shape.cols());
+    let division = Division::of(rows.div_ceil(block), shape.cols(), block * shape.cols());
+    let per_unit = block * division.per_unit;
     let units = rows.div_ceil(per_unit);
-    let mut totals =
-        Totals::new(if call.sums_wanted { units } else { 0 }, 2 * shape.cols(), per_unit > block);
+    let mut totals = Totals::new(if call.sums_wanted { units } else { 0 }, 2 * shape.cols(), division);
     let parts = totals.parts();
     parallel::for_each(units, bytes, |unit| {
         let first = unit * per_unit;
         let last = (first + per_unit).min(rows);
         // SAFETY: a unit touches its own rows and its own sums only, and no two rows share an element.
-        let (dx, sums) =
-            unsafe { (call.dx.as_ref().map(|dx| dx.0.target()), call.sums_wanted.then(|| parts.of(unit))) };
+        let (dx, sums) = unsafe {
+            (call.dx.as_ref().map(|dx| dx.0.target()), call.sums_wanted.then(|| parts.of(unit..unit + 1)))
+        };
         let unit = Unit { call: &call, rows: first..last, block, dx, sums };
         match call.group {
             1 => dispatch(unit),
@@ -150,7 +151,7 @@ impl<T: Element> Unit<'_, T> {
                 sums.end_block::<S>();
             }
         }
-        if let Some(sums) = sums {
+        if let Some(sums) = &mut sums {
             sums.end();
         }
     }
