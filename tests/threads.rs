@@ -44,6 +44,7 @@ fn problems(times: usize) -> Vec<Problem> {
         group_norm(&[5 * times, 2500, 24], Last, 3, 13),
         instance_norm(&[30, 5, 2000 * times], First, 14),
         instance_norm(&[30, 2000 * times, 5], Last, 15),
+        batch_norm_train(&[2, 24_800 * times, 24], Last, 18),
     ];
     all.push(with_residual(all[6].clone(), 16));
     let grouped = group_norm(&[5 * times, 2500, 24], Last, 3, 17);

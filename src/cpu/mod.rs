@@ -38,8 +38,8 @@ use crate::{
 /// that the CPU at hand has is chosen at run time. The first two give the same bits as well, the last may round
 /// differently.
 ///
-/// Arithmetic is in `f32`. Sums are taken in `f32` over at most 64 values; of sums over rows up to four are added in it, all
-/// others in `f64`. Those for means and variances are of differences from a value near the mean. Where squares do not fit in
+/// Arithmetic is in `f32`. Sums are taken in `f32` over at most 64 values; up to four such sums over rows are added in `f32`,
+/// all others in `f64`. Those for means and variances are of differences from a value near the mean. Where squares do not fit in
 /// `f32`, a forward pass takes these again in `f64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cpu;

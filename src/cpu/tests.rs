@@ -131,8 +131,11 @@ fn results<T: Element>() -> Vec<Vec<f32>> {
     for channels in [8, 16, 64, 100, 128, 256, 340] {
         results.channel_norms::<T>(&[3, 71, channels], true, 4);
     }
-    // Blocks enough to be merged, of long rows, and by units of several of them.
+    // Strips and some more columns, of whole rows.
+    results.channel_norms::<T>(&[3, 72, 100], true, 4);
+    // Blocks of long rows, so many that they are merged: of strips alone; and with more columns, where the last row is shorter.
     results.channel_norms::<T>(&[2, 4100, 192], true, 4);
+    results.channel_norms::<T>(&[2, 24_800, 24], true, 4);
     results.channel_norms::<T>(&[5, 3, 5001], false, 3);
     results.0
 }

@@ -56,8 +56,8 @@ fn a_sample_alone_gives_the_bits_it_gives_among_others<T: Element, B: Sliced>(on
     }
 }
 
-/// Samples that are worked on one after the other or all together, as there are threads; the last ones are added up by units
-/// of several blocks.
+/// Samples that are worked on one after the other or all together, as there are threads; the last ones have so many rows that
+/// sums of them are kept in `f64`.
 #[test]
 fn cpu_large_samples_alone_give_the_bits_they_give_among_others() {
     for problem in [

@@ -78,7 +78,7 @@ fn statistics_of_slabs<T: Element>(
 ) {
     let (segments, channels) = (call.shape.segments(), call.shape.channels());
     let n = call.shape.per_slab() as f64;
-    // Slabs without moments, with shifts near their means.
+    // Slabs without moments in their order, with shifts near their means.
     let mut without = Vec::new();
     for (segment, totals) in sums(call, grid, shifts).chunks(2 * channels).enumerate() {
         let first = segment * channels;
@@ -94,11 +94,13 @@ fn statistics_of_slabs<T: Element>(
         return;
     }
     let mut again = Table::with_capacity(&grid, segments);
+    let mut new_shifts = without.iter().peekable();
     for segment in 0..segments {
         grid.add_to(&mut again, |[row]| {
             row.copy_from_slice(&grid.of_channels(shifts, segment));
-            let of_segment = without.iter().filter(|&&(of, ..)| of == segment);
-            of_segment.for_each(|&(_, channel, shift)| row[channel] = shift);
+            while let Some(&(_, channel, shift)) = new_shifts.next_if(|&&(of, ..)| of == segment) {
+                row[channel] = shift;
+            }
         });
     }
     let totals = sums(call, grid, &again);

@@ -295,7 +295,7 @@ impl Grid {
     #[inline(always)]
     fn sum_block<S: Simd, T, P: Summed<S>>(&self, block: Run, pass: P, sums: &mut UnitSums<'_>, far: bool) {
         let width = self.width;
-        // One that ends within a row is not divided into strips: it has the same bits wherever there are none.
+        // Not one that ends within a row: that row continues sums of those above, which strips would have handed on.
         let column = match block.len().is_multiple_of(width) {
             true => self.sum_strips::<S, T, P>(pass, block, sums, far),
             false => 0,

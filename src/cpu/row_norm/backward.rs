@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// Rows whose gradients of weight and bias are added up in `f32`, at most: of equal values each may err by a quarter of a
-/// unit in the last place, and the tests allow 8 units.
+/// unit in the last place and merged sums by 1.5 more, and the tests allow 8 units.
 const BLOCK_ROWS: usize = 24;
 
-/// Units of work where rows are enough for them; each writes sums for all columns, which costs as much as some rows.
-const UNITS: usize = 64;
+/// Blocks where rows are enough for them; each has sums for all columns, which cost as much as some rows.
+const BLOCKS: usize = 64;
 const MIN_ROWS: usize = 16;
 
 /// Rows of so many elements of 2 bytes are prefetched while those before them are written; what is shorter, or of 4 bytes and in no
@@ -75,7 +75,7 @@ pub(in crate::cpu) fn backward<T: Element>(shape: RowShape, args: RowNormBackwar
     };
     // No rows are no reason to look for the first one's elements.
     let rows = if shape.is_empty() { 0 } else { shape.rows() };
-    let block = rows.div_ceil(UNITS).clamp(MIN_ROWS, BLOCK_ROWS).next_multiple_of(8);
+    let block = rows.div_ceil(BLOCKS).clamp(MIN_ROWS, BLOCK_ROWS).next_multiple_of(8);
     let division = Division::of(rows.div_ceil(block), shape.cols(), block * shape.cols());
     let per_unit = block * division.per_unit;
     let units = rows.div_ceil(per_unit);
