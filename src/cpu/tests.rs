@@ -421,30 +421,3 @@ fn statistics_are_right_where_the_first_shift_is_far_from_the_mean() {
         }
     }
 }
-
-/// One sample has a reciprocal standard deviation outside of the range of plain calls, its neighbors have not.
-#[test]
-fn gradients_of_a_sample_have_the_same_bits_beside_an_extreme_one() {
-    for (last, dims) in [(true, [3, 71, 64]), (true, [3, 71, 10]), (false, [3, 16, 35])] {
-        let (channels, slab) = (if last { dims[2] } else { dims[1] }, dims[1] * dims[2]);
-        let mut x = numbers::<f32>(3 * slab, 1);
-        x[slab..2 * slab].iter_mut().for_each(|v| *v *= 2f32.powi(80));
-        let dy = numbers::<f32>(3 * slab, 2);
-        let (weight, bias) = (tensor(&[channels], 5), tensor(&[channels], 6));
-        let dx = |samples: core::ops::Range<usize>| {
-            let of = |values: &[f32]| {
-                let part = &values[samples.start * slab..samples.end * slab];
-                let t = Tensor::from_slice(&Cpu, part, &[samples.len(), dims[1], dims[2]]).unwrap();
-                if last { t.channels_last() } else { t }
-            };
-            let (x, dy, affine) = (of(&x), of(&dy), || Affine::f32(&weight, &bias));
-            let gn = GroupNorm::new(2, channels);
-            let out = gn.forward(&Cpu, &x, affine()).unwrap();
-            let dx = gn.backward(&Cpu, &x, &dy, affine(), &out).unwrap().dx.to_vec(&Cpu).unwrap();
-            dx.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
-        let each: Vec<u32> = (0..3).flat_map(|sample| dx(sample..sample + 1)).collect();
-        assert_eq!(dx(0..3), each, "{dims:?}, channels {}", if last { "last" } else { "first" });
-        assert!(each[slab..].iter().all(|bits| f32::from_bits(*bits).is_finite()));
-    }
-}
