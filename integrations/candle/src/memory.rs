@@ -3,10 +3,7 @@
 use candle::{
     CpuStorage, Error, Layout, Result, Storage, Tensor, WithDType, backend::BackendStorage, op::BackpropOp,
 };
-use warpnorm::{
-    Backend, Cpu,
-    half::{bf16, f16, vec::HalfBitsVecExt},
-};
+use warpnorm::{Backend, Cpu};
 
 /// What candle asks of elements on a GPU.
 #[cfg(feature = "cuda")]
@@ -19,26 +16,8 @@ pub(crate) trait OnDevice {}
 impl<T> OnDevice for T {}
 
 /// Elements that both libraries know.
-pub(crate) trait Number: warpnorm::Element + WithDType + OnDevice {
-    /// Zeros as the system gives them, which costs less than to write them.
-    fn zeros(len: usize) -> Vec<Self>;
-}
-
-impl Number for f32 {
-    fn zeros(len: usize) -> Vec<f32> {
-        vec![0.0; len]
-    }
-}
-impl Number for f16 {
-    fn zeros(len: usize) -> Vec<f16> {
-        vec![0u16; len].reinterpret_into()
-    }
-}
-impl Number for bf16 {
-    fn zeros(len: usize) -> Vec<bf16> {
-        vec![0u16; len].reinterpret_into()
-    }
-}
+pub(crate) trait Number: warpnorm::Element + WithDType + OnDevice {}
+impl<T: warpnorm::Element + WithDType + OnDevice> Number for T {}
 
 /// The memory of one of candle's devices.
 pub(crate) trait Memory: 'static {
@@ -111,10 +90,10 @@ impl Memory for CpuMemory {
         Ok(&T::cpu_storage_as_slice(storage)?[start..start + len])
     }
     fn buffer<T: Number>(_: &CpuStorage, len: usize) -> Result<Vec<T>> {
-        Ok(T::zeros(len))
+        Cpu.zeros(len).map_err(Error::wrap)
     }
     fn copy<T: Number>(storage: &CpuStorage, start: usize, len: usize) -> Result<Vec<T>> {
-        Ok(Self::elements(storage, start, len)?.to_vec())
+        Cpu.upload(Self::elements(storage, start, len)?).map_err(Error::wrap)
     }
     fn borrow<T: Number>(buffer: &Vec<T>) -> &[T] {
         buffer
