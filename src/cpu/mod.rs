@@ -32,8 +32,9 @@ use crate::{
 
 /// Runs on the CPU. Its tensors are plain slices and vectors.
 ///
-/// Tensors of 4 MiB and more that it allocates ask Linux for transparent huge pages, as NumPy's do. Calls take up to two thirds
-/// of the time with them: other memory of that size is worth the same request (`madvise` with `MADV_HUGEPAGE`).
+/// Tensors of 4 MiB and more that it allocates ask Linux for transparent huge pages, as NumPy's do. With them a call that
+/// allocates its results can take a third of the time, any other two thirds, where tensors are more than the caches; other memory
+/// is worth the same request (`madvise` with `MADV_HUGEPAGE`).
 ///
 /// A call that reads and writes 512 KiB and more is divided among the thread that makes it and those of the [rayon] pool
 /// that it is made from, the global one unless it is made in another's `install`: as many as the pool has, in all. It waits
